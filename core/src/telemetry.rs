@@ -1,0 +1,40 @@
+//! Logs and metrics of a process.
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::{EnvFilter, fmt, prelude::*};
+
+use crate::config::{Config, ConfigError, LogFormat};
+
+const LATENCY_BUCKETS_SECS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+const SIZE_BUCKETS: &[f64] = &[1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0];
+
+/// Starts logging to stderr as `config` says; the environment variable RUST_LOG has the last word.
+pub fn start_logging(config: &Config) -> Result<(), ConfigError> {
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(filter) if !filter.is_empty() => filter,
+        _ => config.log.clone(),
+    };
+    let filter = EnvFilter::try_new(&filter)
+        .map_err(|error| ConfigError::Invalid(format!("`log`: `{filter}` is not a filter: {error}")))?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let started = match config.log_format {
+        LogFormat::Text => registry.with(fmt::layer().with_writer(std::io::stderr)).try_init(),
+        LogFormat::Json => registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init(),
+    };
+    started.map_err(|error| ConfigError::Invalid(format!("logging was started before: {error}")))
+}
+
+/// Starts collecting metrics; the handle renders them in the Prometheus text format.
+pub fn start_metrics() -> Result<PrometheusHandle, ConfigError> {
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), LATENCY_BUCKETS_SECS)
+        .and_then(|builder| {
+            builder.set_buckets_for_metric(Matcher::Suffix("_records".to_owned()), SIZE_BUCKETS)
+        })
+        .and_then(|builder| {
+            builder.set_buckets_for_metric(Matcher::Suffix("_traces".to_owned()), SIZE_BUCKETS)
+        })
+        .and_then(PrometheusBuilder::install_recorder)
+        .map_err(|error| ConfigError::Invalid(format!("metrics: {error}")))
+}
