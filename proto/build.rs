@@ -10,6 +10,8 @@ const TIME_FIELDS: &[&str] = &[
     "created_at",
     "updated_at",
     "next_attempt_at",
+    "scheduled_at",
+    "first_failed_at",
     "killed_at",
     "expires_at",
     "migrated_at",

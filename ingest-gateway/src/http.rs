@@ -1,0 +1,251 @@
+//! HTTP ingestion: `POST /panopticon/trace` and `POST /panopticon/traces`.
+
+use std::net::{IpAddr, SocketAddr};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{ConnectInfo, DefaultBodyLimit, Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use panopticon_core::{
+    admission::{Refusal, trace_from_json},
+    api::{GUARD_HEADER, REQUEST_ID_HEADER},
+    control::Guard,
+    time::Time,
+    trace::Trace,
+};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::{
+    Gateway,
+    auth::{Sender, Signature},
+    body::{self, Format},
+    error::{GatewayError, Kind},
+    intake::Verdict,
+};
+
+/// The HTTP interface.
+pub fn router(gateway: Gateway) -> Router {
+    Router::new()
+        .route("/panopticon/trace", post(one).fallback(method_not_allowed))
+        .route("/panopticon/traces", post(many).fallback(method_not_allowed))
+        // The limits differ by path and are kept while reading.
+        .layer(DefaultBodyLimit::disable())
+        .with_state(gateway)
+}
+
+/// What became of one trace, as JSON.
+#[derive(Debug, Serialize)]
+struct TraceAnswer {
+    event_id: String,
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_description: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guard: Option<&'static str>,
+}
+
+impl TraceAnswer {
+    fn of(event_id: String, verdict: Verdict, guard: Option<Guard>) -> Self {
+        let (status, error) = match verdict {
+            Verdict::Accepted => ("accepted", None),
+            Verdict::Duplicate => ("duplicate", None),
+            Verdict::Unavailable => ("rejected", Some("unavailable")),
+        };
+        let error_description = error.map(|_| NOT_CONFIRMED.to_owned());
+        Self { event_id, status, error, field: None, error_description, guard: guard.map(Guard::header) }
+    }
+
+    fn rejected(event_id: String, error: GatewayError) -> Self {
+        Self {
+            event_id,
+            status: "rejected",
+            error: Some(error.kind.code()),
+            field: (!error.field.is_empty()).then_some(error.field),
+            error_description: Some(error.description),
+            guard: None,
+        }
+    }
+}
+
+/// What is said of a trace that could not be confirmed.
+pub(crate) const NOT_CONFIRMED: &str = "not confirmed; send it again with the same event_id";
+
+/// One HTTP request on its way.
+struct Asked {
+    gateway: Gateway,
+    request_id: Uuid,
+    from: Option<IpAddr>,
+    headers: HeaderMap,
+    body: Body,
+}
+
+impl Asked {
+    fn new(gateway: Gateway, request: Request) -> Self {
+        let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+        let (parts, body) = request.into_parts();
+        Self { gateway, request_id: Uuid::now_v7(), from, headers: parts.headers, body }
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// Checks who sends and reads what they sent, at most `limit` bytes as sent and as unpacked.
+    async fn admit(&mut self, limit: usize) -> Result<(Sender, Format, bytes::Bytes), GatewayError> {
+        let sender = self.gateway.gate.admit(self.header(header::AUTHORIZATION.as_str()), self.from)?;
+        let read = self.read(&sender, limit).await;
+        if let Err(error) = &read {
+            let now = self.gateway.clock.now();
+            self.gateway.intake.counts.refused(&sender.app.client_id, error.kind.code(), &error.field, now);
+        }
+        read.map(|(format, plain)| (sender, format, plain))
+    }
+
+    async fn read(&mut self, sender: &Sender, limit: usize) -> Result<(Format, bytes::Bytes), GatewayError> {
+        let format = body::format(&self.headers)?;
+        let sent = body::read(std::mem::take(&mut self.body), limit).await?;
+        let claim = Signature {
+            timestamp: self.header("x-panopticon-timestamp"),
+            signature: self.header("x-panopticon-signature"),
+        };
+        self.gateway.gate.check_signature(sender, claim, &sent, self.from)?;
+        Ok((format, body::decompress(&self.headers, sent, limit)?))
+    }
+
+    fn answer(&self, status: StatusCode, body: impl Serialize, guard: Option<Guard>) -> Response {
+        let mut response = (status, Json(body)).into_response();
+        let headers = response.headers_mut();
+        if let Ok(id) = HeaderValue::try_from(self.request_id.to_string()) {
+            headers.insert(REQUEST_ID_HEADER, id);
+        }
+        if let Some(guard) = guard {
+            headers.insert(GUARD_HEADER, HeaderValue::from_static(guard.header()));
+        }
+        response
+    }
+
+    fn refuse(&self, error: GatewayError) -> Response {
+        error.into_http(&self.gateway.config.url(), &self.request_id)
+    }
+
+    fn unavailable(&self) -> GatewayError {
+        GatewayError::new(
+            Kind::Unavailable { retry_after_secs: self.gateway.config.gateway.retry_after_secs },
+            NOT_CONFIRMED,
+        )
+    }
+}
+
+/// Reads one trace of `sender`'s app.
+fn check(text: &[u8], sender: &Sender, now: Time) -> Result<Trace, (String, GatewayError)> {
+    let trace = trace_from_json(text, now).map_err(|refusal: Refusal| (refusal.event_id.clone(), refusal.into()))?;
+    own(trace, sender)
+}
+
+/// A trace must be of the app that the PAK belongs to.
+pub(crate) fn own(trace: Trace, sender: &Sender) -> Result<Trace, (String, GatewayError)> {
+    if trace.client_id.as_str() == sender.app.client_id {
+        return Ok(trace);
+    }
+    let description = format!("the PAK belongs to `{}`, the trace to `{}`", sender.app.client_id, trace.client_id);
+    Err((trace.event_id.to_string(), GatewayError::field(Kind::ClientMismatch, "client_id", description)))
+}
+
+/// `POST /panopticon/trace`.
+async fn one(State(gateway): State<Gateway>, request: Request) -> Response {
+    let mut asked = Asked::new(gateway, request);
+    let (limit, now) = (asked.gateway.config.gateway.max_trace_bytes, asked.gateway.clock.now());
+    let (sender, format, text) = match asked.admit(limit).await {
+        Ok(admitted) => admitted,
+        Err(error) => return asked.refuse(error),
+    };
+    if format != Format::Json {
+        return asked.refuse(GatewayError::new(
+            Kind::UnsupportedMediaType,
+            "a single trace is application/json; send NDJSON to /panopticon/traces",
+        ));
+    }
+    let trace = match check(&text, &sender, now) {
+        Ok(trace) => trace,
+        Err((_, error)) => {
+            asked.gateway.intake.counts.refused(&sender.app.client_id, error.kind.code(), &error.field, now);
+            return asked.refuse(error);
+        }
+    };
+    let (event_id, user) = (trace.event_id.to_string(), trace.user_sub.clone());
+    let verdict = asked.gateway.intake.take_in(vec![trace]).await.pop().unwrap_or(Verdict::Unavailable);
+    let status = match verdict {
+        Verdict::Accepted => StatusCode::ACCEPTED,
+        Verdict::Duplicate => StatusCode::OK,
+        Verdict::Unavailable => return asked.refuse(asked.unavailable()),
+    };
+    let guard = asked.gateway.gate.guard(&sender.app.client_id, &user);
+    // The guard goes into the header alone: the body stays as it is.
+    asked.answer(status, TraceAnswer::of(event_id, verdict, None), guard)
+}
+
+#[derive(Serialize)]
+struct BatchAnswer {
+    results: Vec<TraceAnswer>,
+}
+
+/// `POST /panopticon/traces`.
+async fn many(State(gateway): State<Gateway>, request: Request) -> Response {
+    let mut asked = Asked::new(gateway, request);
+    let limits = &asked.gateway.config.gateway;
+    let (max_bytes, max_traces, now) = (limits.max_batch_bytes, limits.max_batch_traces, asked.gateway.clock.now());
+    let (sender, format, plain) = match asked.admit(max_bytes).await {
+        Ok(admitted) => admitted,
+        Err(error) => return asked.refuse(error),
+    };
+    let counts = &asked.gateway.intake.counts;
+    let texts = match body::cut(format, &plain, max_traces) {
+        Ok(texts) => texts,
+        Err(error) => {
+            counts.refused(&sender.app.client_id, error.kind.code(), &error.field, now);
+            return asked.refuse(error);
+        }
+    };
+    let mut results: Vec<Option<TraceAnswer>> = Vec::with_capacity(texts.len());
+    let mut valid = Vec::with_capacity(texts.len());
+    let mut users = Vec::with_capacity(texts.len());
+    for text in texts {
+        match check(text, &sender, now) {
+            Ok(trace) => {
+                users.push((results.len(), trace.event_id.to_string(), trace.user_sub.clone()));
+                valid.push(trace);
+                results.push(None);
+            }
+            Err((event_id, error)) => {
+                counts.refused(&sender.app.client_id, error.kind.code(), &error.field, now);
+                results.push(Some(TraceAnswer::rejected(event_id, error)));
+            }
+        }
+    }
+    let verdicts = asked.gateway.intake.take_in(valid).await;
+    if !verdicts.is_empty() && verdicts.iter().all(|verdict| *verdict == Verdict::Unavailable) {
+        return asked.refuse(asked.unavailable());
+    }
+    for ((i, event_id, user), verdict) in users.into_iter().zip(verdicts) {
+        let guard = asked.gateway.gate.guard(&sender.app.client_id, &user);
+        results[i] = Some(TraceAnswer::of(event_id, verdict, guard));
+    }
+    let guard = asked.gateway.gate.guard(&sender.app.client_id, "");
+    asked.answer(StatusCode::OK, BatchAnswer { results: results.into_iter().flatten().collect() }, guard)
+}
+
+async fn method_not_allowed(State(gateway): State<Gateway>) -> Response {
+    let mut response = GatewayError::new(Kind::MethodNotAllowed, "use POST")
+        .into_http(&gateway.config.url(), &Uuid::now_v7());
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+    response
+}

@@ -1,0 +1,162 @@
+//! `cargo xtask test`: everything that CI checks, one step after the other. A failed step does not keep the
+//! later ones from running, so that one run tells all.
+
+use std::env;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, bail, ensure};
+
+use crate::interrupt::Interrupt;
+use crate::licences;
+use crate::stack::{TemporaryStack, find_program};
+use crate::workspace_root;
+
+/// What to check.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Leave out what needs real Kafka, Redis and ClickHouse.
+    pub embedded: bool,
+}
+
+/// Runs all checks. An error if one failed; its text is the summary.
+pub fn run(options: Options) -> Result<()> {
+    let mut report = Report::new(Interrupt::catch()?);
+
+    report.step("format", |interrupt| interrupt.run(cargo().args(["fmt", "--all", "--check"])));
+    report.step("licences of the dependencies", |_| {
+        let count = licences::check()?;
+        println!("{count} dependencies, all under licences that are agreed to");
+        Ok(())
+    });
+    if find_program("cargo-deny").is_some() && workspace_root().join("deny.toml").exists() {
+        report.step("cargo deny", |interrupt| {
+            interrupt.run(cargo().args(["deny", "--offline", "check", "licenses", "bans"]))
+        });
+    }
+    if workspace_root().join("docker-compose.yml").exists() && has_docker_compose() {
+        report.step("docker-compose.yml", |interrupt| {
+            let mut docker = Command::new("docker");
+            interrupt.run(docker.current_dir(workspace_root()).args(["compose", "config", "--quiet"]))
+        });
+    }
+    report.step("clippy", |interrupt| {
+        interrupt.run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    });
+    report.step("documentation", |interrupt| {
+        interrupt.run(cargo().args(["doc", "--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-D warnings"))
+    });
+    if options.embedded {
+        report.step("tests (embedded engine only)", |interrupt| interrupt.run(&mut cargo_test()));
+    } else {
+        test_on_servers(&mut report);
+    }
+    report.finish()
+}
+
+/// Tests on a private stack, which ends with the tests, however they end.
+fn test_on_servers(report: &mut Report) {
+    let mut stack = None;
+    report.step("start Kafka, Redis and ClickHouse", |_| {
+        stack = Some(TemporaryStack::up()?);
+        Ok(())
+    });
+    report.step("tests", |interrupt| {
+        let stack = stack.as_ref().ok_or_else(|| anyhow!("there are no servers to test with"))?;
+        let result = interrupt.run(cargo_test().envs(stack.test_env()));
+        // A test that was ended from outside could not end the servers that it had started for itself.
+        TemporaryStack::remove_orphans()?;
+        result
+    });
+}
+
+/// A test run that knows nothing of the developer's own settings.
+fn cargo_test() -> Command {
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--no-fail-fast"]);
+    for (name, _) in env::vars_os() {
+        if name.to_string_lossy().starts_with("PANOPTICON_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+fn cargo() -> Command {
+    let mut command = Command::new("cargo");
+    command.current_dir(workspace_root());
+    command
+}
+
+/// Docker's client comes without the compose plugin on some machines.
+fn has_docker_compose() -> bool {
+    Command::new("docker").args(["compose", "version"]).output().is_ok_and(|output| output.status.success())
+}
+
+/// What was run, and how it went.
+struct Report {
+    interrupt: Interrupt,
+    started: Instant,
+    steps: usize,
+    failed: Vec<&'static str>,
+}
+
+impl Report {
+    fn new(interrupt: Interrupt) -> Self {
+        Self { interrupt, started: Instant::now(), steps: 0, failed: Vec::new() }
+    }
+
+    /// Runs one step under a heading, and says how long it took.
+    fn step(&mut self, name: &'static str, action: impl FnOnce(&Interrupt) -> Result<()>) {
+        if self.interrupt.is_set() {
+            return;
+        }
+        self.steps += 1;
+        println!("\n=== {name}");
+        let started = Instant::now();
+        let result = action(&self.interrupt);
+        let took = in_words(started.elapsed());
+        match result {
+            Ok(()) => println!("=== {name}: ok after {took}"),
+            Err(error) => {
+                println!("{error:#}\n=== {name}: FAILED after {took}");
+                self.failed.push(name);
+            }
+        }
+    }
+
+    fn finish(self) -> Result<()> {
+        let took = in_words(self.started.elapsed());
+        println!();
+        ensure!(!self.interrupt.is_set(), "interrupted after {took}");
+        if !self.failed.is_empty() {
+            bail!(
+                "{} of {} checks failed after {took}: {}",
+                self.failed.len(),
+                self.steps,
+                self.failed.join(", ")
+            );
+        }
+        println!("all {} checks passed after {took}", self.steps);
+        Ok(())
+    }
+}
+
+fn in_words(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    if seconds < 60.0 {
+        return format!("{seconds:.1} s");
+    }
+    format!("{} min {} s", duration.as_secs() / 60, duration.as_secs() % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_well() {
+        assert_eq!(in_words(Duration::from_millis(1_250)), "1.2 s");
+        assert_eq!(in_words(Duration::from_secs(125)), "2 min 5 s");
+    }
+}

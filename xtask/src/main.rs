@@ -1,0 +1,63 @@
+//! `cargo xtask …`: development tasks.
+
+mod stack_commands;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use xtask::checks;
+use xtask::clickhouse_host::{self, HostOptions};
+use xtask::stack::CLICKHOUSE_HOST_SUBCOMMAND;
+
+/// Development tasks.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Run everything that CI checks.
+    Test {
+        /// Leave out what needs real Kafka, Redis and ClickHouse.
+        #[arg(long)]
+        embedded: bool,
+    },
+    /// Run the real Kafka, Redis and ClickHouse, without Docker.
+    Stack(stack_commands::StackArgs),
+    /// Be ClickHouse.
+    #[command(name = CLICKHOUSE_HOST_SUBCOMMAND, hide = true)]
+    ClickhouseHost(ClickhouseHostArgs),
+}
+
+#[derive(Args)]
+struct ClickhouseHostArgs {
+    #[arg(long)]
+    library: PathBuf,
+    #[arg(long)]
+    data_dir: PathBuf,
+    #[arg(long)]
+    http_port: u16,
+    #[arg(long)]
+    tcp_port: u16,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Test { embedded } => checks::run(checks::Options { embedded }),
+        Task::Stack(args) => stack_commands::run(args),
+        Task::ClickhouseHost(ClickhouseHostArgs { library, data_dir, http_port, tcp_port }) => {
+            clickhouse_host::run(&HostOptions { library, data_dir, http_port, tcp_port })
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
