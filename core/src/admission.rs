@@ -53,6 +53,11 @@ pub fn trace_from_json(text: &[u8], now: Time) -> Result<Trace, Refusal> {
     let Value::Object(object) = value else {
         return refuse("", "a trace is a JSON object");
     };
+    trace_from_object(object, now)
+}
+
+/// Reads one trace from a JSON object. `now` bounds `started_at`.
+pub fn trace_from_object(object: Map<String, Value>, now: Time) -> Result<Trace, Refusal> {
     let event_id = object.get("event_id").and_then(Value::as_str).unwrap_or_default().to_owned();
     from_object(object, now).map_err(|refusal| Refusal { event_id: shown_event_id(&event_id), ..refusal })
 }

@@ -120,6 +120,18 @@ pub struct RateLimitBody {
     pub per_tool_per_minute: u32,
 }
 
+impl RateLimitBody {
+    /// The largest limit that is enforced: as many calls and more are kept for each user.
+    pub const MAX: u32 = 100_000;
+}
+
+impl Default for RateLimitBody {
+    /// What holds for an app without a policy of its own.
+    fn default() -> Self {
+        Self { per_minute: 60, per_tool_per_minute: 20 }
+    }
+}
+
 /// `GET /apps/{client_id}/policy`, with the ETag; `PATCH` takes the same fields but the last two, `null`
 /// for back to the default.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -76,9 +76,9 @@ pub struct Config {
     pub engine: Engine,
     /// Where HTTP and gRPC are served.
     pub listen: SocketAddr,
-    /// Where `/healthz`, `/readyz` and `/metrics` are served; in one process with a gateway or control
-    /// room the first two are on `listen` too.
-    pub metrics_listen: SocketAddr,
+    /// Where `/healthz`, `/readyz` and `/metrics` are served (the first two on `listen` too where a gateway
+    /// or control room runs). Unset: 127.0.0.1:7421, or a free port where another process has that one.
+    pub metrics_listen: Option<SocketAddr>,
     /// Folder of the embedded engine's file, the admin token and the key file.
     pub data_dir: PathBuf,
     /// The URL by which RPs reach this installation, for `error_uri` and printed commands; empty: as listened.
@@ -364,7 +364,7 @@ impl Default for Config {
         Self {
             engine: Engine::Embedded,
             listen: SocketAddr::from(([127, 0, 0, 1], 7420)),
-            metrics_listen: SocketAddr::from(([127, 0, 0, 1], 7421)),
+            metrics_listen: None,
             data_dir: PathBuf::from("panopticon-data"),
             public_url: String::new(),
             admin_token: Secret::default(),

@@ -122,6 +122,20 @@ impl Trace {
     pub fn is_denied(&self) -> bool {
         is_denied(self.status, &self.error_code)
     }
+
+    /// About how many bytes it takes in an envelope: its texts and an allowance for the rest.
+    pub fn encoded_size(&self) -> usize {
+        const FIXED: usize = 96;
+        const PER_ATTRIBUTE: usize = 8;
+        let attributes: usize = self.attributes.iter().map(|(k, v)| k.len() + v.len() + PER_ATTRIBUTE).sum();
+        let texts =
+            [&self.user_sub, &self.tool, &self.scope_used, &self.session_id, &self.agent, &self.source_ip];
+        FIXED
+            + self.client_id.as_str().len()
+            + texts.iter().map(|text| text.len()).sum::<usize>()
+            + self.error_code.len()
+            + attributes
+    }
 }
 
 /// Whether `status` with `error_code` counts as denied; see [`DENIED_ERROR_CODES`].

@@ -99,12 +99,14 @@ impl Appender {
         let lengths: Vec<usize> = parcels.iter().map(|parcel| parcel.room.num_permits()).collect();
         let began = tokio::time::Instant::now();
         let record = Record::message(encode_envelope(traces));
-        let appended =
-            tokio::time::timeout(self.append_timeout, self.log.append(Topic::TracesRaw, self.partition, record))
-                .await
-                .unwrap_or_else(|_| {
-                    Err(LogError::Unavailable(format!("no answer within {} ms", self.append_timeout.as_millis())))
-                });
+        let appended = tokio::time::timeout(
+            self.append_timeout,
+            self.log.append(Topic::TracesRaw, self.partition, record),
+        )
+        .await
+        .unwrap_or_else(|_| {
+            Err(LogError::Unavailable(format!("no answer within {} ms", self.append_timeout.as_millis())))
+        });
         metrics::histogram!("panopticon_gateway_append_seconds").record(began.elapsed());
         let mut verdicts = match appended {
             Ok(Some(offset)) => self.mark(&keys, offset).await,

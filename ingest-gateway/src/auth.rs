@@ -47,7 +47,12 @@ pub struct Signature<'a> {
 
 impl Gate {
     /// A gate for the apps of `view`; without a sealer, apps in HMAC mode cannot be served.
-    pub fn new(view: ControlView, sealer: Option<Sealer>, limits: &GatewayConfig, clock: SharedClock) -> Self {
+    pub fn new(
+        view: ControlView,
+        sealer: Option<Sealer>,
+        limits: &GatewayConfig,
+        clock: SharedClock,
+    ) -> Self {
         let per_minute = NonZeroU32::new(limits.bad_credentials_per_minute).unwrap_or(NonZeroU32::MIN);
         Self {
             view,
@@ -63,7 +68,10 @@ impl Gate {
         let Some(authorization) = authorization else {
             return Err(self.bad_credential(
                 from,
-                GatewayError::new(Kind::InvalidToken, "send the app's PAK as `Authorization: Bearer pano_pak_…`"),
+                GatewayError::new(
+                    Kind::InvalidToken,
+                    "send the app's PAK as `Authorization: Bearer pano_pak_…`",
+                ),
             ));
         };
         let pak = match authorization.split_once(' ') {
@@ -71,7 +79,10 @@ impl Gate {
             _ => {
                 return Err(self.bad_credential(
                     from,
-                    GatewayError::new(Kind::InvalidToken, "the Authorization header must be `Bearer pano_pak_…`"),
+                    GatewayError::new(
+                        Kind::InvalidToken,
+                        "the Authorization header must be `Bearer pano_pak_…`",
+                    ),
                 ));
             }
         };
@@ -79,7 +90,10 @@ impl Gate {
         let Some(entry) = entry else {
             return Err(self.bad_credential(
                 from,
-                GatewayError::new(Kind::InvalidToken, "the PAK is unknown or has expired; `logi panopticon rotate` makes a new one"),
+                GatewayError::new(
+                    Kind::InvalidToken,
+                    "the PAK is unknown or has expired; `logi panopticon rotate` makes a new one",
+                ),
             ));
         };
         if entry.app.disabled {

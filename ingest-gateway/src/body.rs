@@ -13,9 +13,10 @@ pub async fn read(body: Body, limit: usize) -> Result<Bytes, GatewayError> {
     match Limited::new(body, limit).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(too_large(limit)),
-        Err(error) => {
-            Err(GatewayError::new(Kind::InvalidRequest, format!("the body could not be read to its end: {error}")))
-        }
+        Err(error) => Err(GatewayError::new(
+            Kind::InvalidRequest,
+            format!("the body could not be read to its end: {error}"),
+        )),
     }
 }
 
@@ -31,7 +32,9 @@ pub fn decompress(headers: &HeaderMap, body: Bytes, limit: usize) -> Result<Byte
         Some("gzip" | "x-gzip") => read_limited(flate2::read::MultiGzDecoder::new(&*body), limit, "gzip"),
         Some("zstd") => match ruzstd::decoding::StreamingDecoder::new(&*body) {
             Ok(decoder) => read_limited(decoder, limit, "zstd"),
-            Err(error) => Err(GatewayError::new(Kind::InvalidRequest, format!("the body is not zstd: {error}"))),
+            Err(error) => {
+                Err(GatewayError::new(Kind::InvalidRequest, format!("the body is not zstd: {error}")))
+            }
         },
         Some(other) => Err(GatewayError::new(
             Kind::UnsupportedMediaType,
@@ -42,10 +45,9 @@ pub fn decompress(headers: &HeaderMap, body: Bytes, limit: usize) -> Result<Byte
 
 fn read_limited(decoder: impl Read, limit: usize, name: &str) -> Result<Bytes, GatewayError> {
     let mut plain = Vec::new();
-    decoder
-        .take(limit as u64 + 1)
-        .read_to_end(&mut plain)
-        .map_err(|error| GatewayError::new(Kind::InvalidRequest, format!("the body is not {name}: {error}")))?;
+    decoder.take(limit as u64 + 1).read_to_end(&mut plain).map_err(|error| {
+        GatewayError::new(Kind::InvalidRequest, format!("the body is not {name}: {error}"))
+    })?;
     if plain.len() > limit {
         return Err(too_large(limit));
     }
@@ -73,7 +75,9 @@ pub fn format(headers: &HeaderMap) -> Result<Format, GatewayError> {
         }
         _ => Err(GatewayError::new(
             Kind::UnsupportedMediaType,
-            format!("Content-Type `{text}` is not supported; use application/json, or application/x-ndjson for batches"),
+            format!(
+                "Content-Type `{text}` is not supported; use application/json, or application/x-ndjson for batches"
+            ),
         )),
     }
 }
@@ -87,9 +91,11 @@ pub fn cut(format: Format, body: &[u8], limit: usize) -> Result<Vec<&[u8]>, Gate
             })?;
             raw.into_iter().map(|value| value.get().as_bytes()).collect()
         }
-        Format::Ndjson => {
-            body.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty()).collect()
-        }
+        Format::Ndjson => body
+            .split(|byte| *byte == b'\n')
+            .map(<[u8]>::trim_ascii)
+            .filter(|line| !line.is_empty())
+            .collect(),
     };
     if texts.len() > limit {
         return Err(GatewayError::new(

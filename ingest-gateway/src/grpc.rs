@@ -105,7 +105,8 @@ impl Service {
             match checked {
                 Ok(trace) => {
                     places.push((results.len(), trace.user_sub.clone()));
-                    results.push(TraceResult { event_id: trace.event_id.to_string(), ..TraceResult::default() });
+                    results
+                        .push(TraceResult { event_id: trace.event_id.to_string(), ..TraceResult::default() });
                     valid.push(trace);
                 }
                 Err((event_id, error)) => {
@@ -203,7 +204,8 @@ impl TraceService for Service {
                 // A PAK may end while the stream goes on, so each batch is admitted anew.
                 let sender = service.admit(&caller);
                 async move {
-                    let results = service.take_in(&sender.map_err(GatewayError::into_grpc)?, batch?.traces).await;
+                    let results =
+                        service.take_in(&sender.map_err(GatewayError::into_grpc)?, batch?.traces).await;
                     results.map(|results| IngestBatchResponse { results }).map_err(GatewayError::into_grpc)
                 }
             })

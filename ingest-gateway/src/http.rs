@@ -147,7 +147,8 @@ impl Asked {
 
 /// Reads one trace of `sender`'s app.
 fn check(text: &[u8], sender: &Sender, now: Time) -> Result<Trace, (String, GatewayError)> {
-    let trace = trace_from_json(text, now).map_err(|refusal: Refusal| (refusal.event_id.clone(), refusal.into()))?;
+    let trace =
+        trace_from_json(text, now).map_err(|refusal: Refusal| (refusal.event_id.clone(), refusal.into()))?;
     own(trace, sender)
 }
 
@@ -156,7 +157,8 @@ pub(crate) fn own(trace: Trace, sender: &Sender) -> Result<Trace, (String, Gatew
     if trace.client_id.as_str() == sender.app.client_id {
         return Ok(trace);
     }
-    let description = format!("the PAK belongs to `{}`, the trace to `{}`", sender.app.client_id, trace.client_id);
+    let description =
+        format!("the PAK belongs to `{}`, the trace to `{}`", sender.app.client_id, trace.client_id);
     Err((trace.event_id.to_string(), GatewayError::field(Kind::ClientMismatch, "client_id", description)))
 }
 
@@ -202,7 +204,8 @@ struct BatchAnswer {
 async fn many(State(gateway): State<Gateway>, request: Request) -> Response {
     let mut asked = Asked::new(gateway, request);
     let limits = &asked.gateway.config.gateway;
-    let (max_bytes, max_traces, now) = (limits.max_batch_bytes, limits.max_batch_traces, asked.gateway.clock.now());
+    let (max_bytes, max_traces, now) =
+        (limits.max_batch_bytes, limits.max_batch_traces, asked.gateway.clock.now());
     let (sender, format, plain) = match asked.admit(max_bytes).await {
         Ok(admitted) => admitted,
         Err(error) => return asked.refuse(error),

@@ -65,7 +65,8 @@ impl Intake {
         let queues = (0..topic.partitions)
             .map(|partition| {
                 let (parcels, queue) = mpsc::unbounded_channel();
-                let appender = Appender::new(log.clone(), seen.clone(), partition, topic.log_id, &config.gateway);
+                let appender =
+                    Appender::new(log.clone(), seen.clone(), partition, topic.log_id, &config.gateway);
                 tokio::spawn(appender.run(queue));
                 Queue { parcels, room: Arc::new(Semaphore::new(config.gateway.queue_traces)) }
             })
@@ -131,10 +132,14 @@ impl Intake {
     }
 
     /// Cuts a group so that each part fits into an envelope.
-    fn cut(&self, indexes: Vec<usize>, group: Vec<AcceptedTrace>) -> Vec<(Vec<usize>, Vec<AcceptedTrace>, usize)> {
+    fn cut(
+        &self,
+        indexes: Vec<usize>,
+        group: Vec<AcceptedTrace>,
+    ) -> Vec<(Vec<usize>, Vec<AcceptedTrace>, usize)> {
         let mut parts = vec![(Vec::with_capacity(indexes.len()), Vec::with_capacity(group.len()), 0)];
         for (i, trace) in indexes.into_iter().zip(group) {
-            let bytes = size_of_trace(&trace.trace);
+            let bytes = trace.trace.encoded_size();
             if let Some(last) = parts.last()
                 && last.2 + bytes > self.max_envelope_bytes
                 && !last.1.is_empty()
@@ -191,24 +196,10 @@ impl Intake {
                 }
             }
             Ok(Err(error)) => debug!(%error, "old traces are left to the dedupe stage"),
-            Err(_) => debug!("the trace store did not answer in time; old traces are left to the dedupe stage"),
+            Err(_) => {
+                debug!("the trace store did not answer in time; old traces are left to the dedupe stage")
+            }
         }
         known
     }
-}
-
-/// About how many bytes a trace takes in an envelope.
-fn size_of_trace(trace: &Trace) -> usize {
-    const FIXED: usize = 96;
-    const PER_ATTRIBUTE: usize = 8;
-    FIXED
-        + trace.client_id.as_str().len()
-        + trace.user_sub.len()
-        + trace.tool.len()
-        + trace.scope_used.len()
-        + trace.session_id.len()
-        + trace.agent.len()
-        + trace.source_ip.len()
-        + trace.error_code.len()
-        + trace.attributes.iter().map(|(key, value)| key.len() + value.len() + PER_ATTRIBUTE).sum::<usize>()
 }

@@ -10,7 +10,7 @@ use prost::Message as _;
 use tracing::warn;
 
 use super::parse_key;
-use crate::{ids::ClientId, secrets::digest, time::Time};
+use crate::{api::RateLimitBody, ids::ClientId, secrets::digest, time::Time};
 
 /// A valid PAK and what it stands for.
 #[derive(Debug, Clone)]
@@ -183,6 +183,17 @@ impl ControlState {
         self.policies.get(client_id)
     }
 
+    /// The rate limits in force for an app: its own or the default.
+    pub fn rate_limit(&self, client_id: &str) -> RateLimitBody {
+        match self.policies.get(client_id).and_then(|policy| policy.rate_limit.as_ref()) {
+            None => RateLimitBody::default(),
+            Some(own) => RateLimitBody {
+                per_minute: own.per_minute,
+                per_tool_per_minute: own.per_tool_per_minute,
+            },
+        }
+    }
+
     /// Whether the app, or this user of it, is under a kill.
     pub fn guard(&self, client_id: &str, user_sub: &str) -> Option<Guard> {
         let users = self.kills.get(client_id)?;
@@ -224,7 +235,12 @@ impl ControlState {
 
     /// The API token with this text, unless it has expired by `now`.
     pub fn token_by_text(&self, text: &str, now: Time) -> Option<&Arc<Token>> {
-        let token = self.tokens.get(self.tokens_by_digest.get(&digest(text))?)?;
+        self.token_by_digest(&digest(text), now)
+    }
+
+    /// The API token with this digest, unless it has expired by `now`.
+    pub fn token_by_digest(&self, digest: &[u8; 32], now: Time) -> Option<&Arc<Token>> {
+        let token = self.tokens.get(self.tokens_by_digest.get(digest)?)?;
         (token.expires_at == 0 || token.expires_at > now.micros()).then_some(token)
     }
 

@@ -4,7 +4,9 @@
 //! together with the position. Stages with effects outside the log drive the lease themselves.
 
 mod dead_letter;
+mod entities;
 mod rule;
+mod sliding;
 mod transform;
 
 use std::{sync::Arc, time::Duration};
@@ -16,7 +18,9 @@ use tracing::{Instrument, debug, error, info, info_span, warn};
 
 pub use self::{
     dead_letter::{dead_letter, dead_letter_row},
+    entities::{Entities, Entity, Slot},
     rule::{Findings, Rule, RuleStage, entity_bytes, traces_of},
+    sliding::{Crossing, MAX_DELAY, SlidingWindow, Span},
     transform::{Transform, decode_each, transform},
 };
 use crate::{

@@ -170,6 +170,10 @@ impl<R: Rule> Memory<R> {
             let Some(last) = records.last() else { break };
             at = last.offset + 1;
             for stored in &records {
+                // What a replay of dead letters names another stage for was skipped.
+                if stored.record.for_stage.as_deref().is_some_and(|stage| stage != self.stage) {
+                    continue;
+                }
                 // What cannot be decoded became a dead letter when it was processed.
                 for event in R::decode(stored.record.bytes()).unwrap_or_default() {
                     self.rule.observe(&event, stored.offset, true, &mut ignored);

@@ -1,0 +1,476 @@
+//! What a rule remembers, by entity (an app's user, an address): found without allocating, written when it
+//! changed, forgotten when nothing in it can matter any more, and never more than a limit of them.
+//!
+//! Each entity stands in at most one place of each of two heaps by the time at which it has to be looked
+//! at: when its episode may end, or when it fades. The places are corrected when they come up, so a trace
+//! costs no heap operation, and [`Entities::next_end`] costs what ends, not what there is.
+
+use std::{
+    cmp::Reverse,
+    collections::BinaryHeap,
+    hash::BuildHasher,
+    mem,
+    ops::{Index, IndexMut},
+};
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+use panopticon_proto::log::EntityState;
+
+use crate::{time::Time, trace::WireError};
+
+/// What a rule remembers of one entity. Both times may only move forward while the episode stays as it is.
+pub trait Entity: Default + Send + 'static {
+    /// The earliest time at which its open episode may end; `None`: none is open.
+    fn ends_at(&self) -> Option<Time>;
+
+    /// The time from which on nothing in it can change what a rule finds, unless an episode is open.
+    fn fades_at(&self) -> Time;
+
+    /// The rule's own encoding.
+    fn encode(&self) -> Vec<u8>;
+
+    /// Reads what [`Entity::encode`] wrote.
+    fn decode(state: &[u8]) -> Result<Self, WireError>;
+}
+
+/// How many forgotten entities the list of changed ones may name beside the living.
+const STALE_DIRT: usize = 1_024;
+
+/// Where an entity lies, until it is forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot(usize);
+
+struct Entry<E> {
+    key: Box<[u8]>,
+    entity: E,
+    /// From the checkpoint: what lies before this offset is in it.
+    as_of: u64,
+    /// The compacted topic has it.
+    written: bool,
+    /// Stands in `dirty`.
+    dirty: bool,
+    /// Stands in `urgent`: its episode began or ended since it was last written.
+    urgent: bool,
+    /// Stands in `ends`.
+    awaits_end: bool,
+    /// Stands in `fades`.
+    awaits_fading: bool,
+}
+
+/// A place in a heap: when, which slot, and which of those that have lain in it.
+type Deadline = Reverse<(Time, usize, u32)>;
+
+/// The entities of a rule in one partition.
+pub struct Entities<E> {
+    rule: &'static str,
+    limit: usize,
+    hasher: DefaultHashBuilder,
+    index: HashTable<usize>,
+    slots: Vec<(u32, Option<Entry<E>>)>,
+    free: Vec<usize>,
+    ends: BinaryHeap<Deadline>,
+    fades: BinaryHeap<Deadline>,
+    dirty: Vec<(usize, u32)>,
+    urgent: Vec<(usize, u32)>,
+    /// Forgotten but still in the compacted topic; with whether that has to change at once.
+    gone: Vec<(Box<[u8]>, bool)>,
+}
+
+/// The parts of a key, joined by a zero byte; all but the last must not hold one.
+fn joined(parts: [&str; 2]) -> Box<[u8]> {
+    [parts[0].as_bytes(), b"\0", parts[1].as_bytes()].concat().into()
+}
+
+fn is_joined(key: &[u8], [first, second]: [&str; 2]) -> bool {
+    key.len() == first.len() + 1 + second.len()
+        && key.starts_with(first.as_bytes())
+        && key[first.len()] == 0
+        && key.ends_with(second.as_bytes())
+}
+
+/// Takes [`joined`] apart.
+fn parts(key: &[u8]) -> (&[u8], &[u8]) {
+    let split = key.iter().position(|byte| *byte == 0).unwrap_or(key.len());
+    (&key[..split], key.get(split + 1..).unwrap_or_default())
+}
+
+impl<E: Entity> Entities<E> {
+    /// At most `limit` entities of `rule`.
+    pub fn new(rule: &'static str, limit: usize) -> Self {
+        Self {
+            rule,
+            limit: limit.max(1),
+            hasher: DefaultHashBuilder::default(),
+            index: HashTable::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            ends: BinaryHeap::new(),
+            fades: BinaryHeap::new(),
+            dirty: Vec::new(),
+            urgent: Vec::new(),
+            gone: Vec::new(),
+        }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// The entity of `(app, what)`, new if need be, to take in an event at `offset`. `None` in a `replay`
+    /// when it already holds the event, and when every entity there may be has an open episode (counted).
+    pub fn take_up(&mut self, parts: [&str; 2], offset: u64, replay: bool) -> Option<Slot> {
+        let hash = self.hasher.hash_one((parts[0].as_bytes(), parts[1].as_bytes()));
+        let slots = &self.slots;
+        let found = self.index.find(hash, |slot| {
+            slots[*slot].1.as_ref().is_some_and(|entry| is_joined(&entry.key, parts))
+        });
+        let slot = match found {
+            Some(slot) => *slot,
+            None => {
+                if !self.has_room() {
+                    metrics::counter!("panopticon_entities_refused_total", "rule" => self.rule).increment(1);
+                    return None;
+                }
+                self.put(joined(parts), E::default(), 0, false)
+            }
+        };
+        let (generation, entry) = &mut self.slots[slot];
+        let entry = entry.as_mut()?;
+        if replay && offset < entry.as_of {
+            return None;
+        }
+        if !mem::replace(&mut entry.dirty, true) {
+            self.dirty.push((slot, *generation));
+            self.drop_stale_dirt();
+        }
+        Some(Slot(slot))
+    }
+
+    /// Has the entity looked at when it fades, or when its episode may end; call it after each event taken
+    /// in. Costs nothing while the entity waits for the same.
+    pub fn watch(&mut self, slot: Slot) {
+        let (generation, Some(entry)) = &mut self.slots[slot.0] else { return };
+        match entry.entity.ends_at() {
+            Some(end) if !mem::replace(&mut entry.awaits_end, true) => {
+                self.ends.push(Reverse((end, slot.0, *generation)));
+            }
+            None if !mem::replace(&mut entry.awaits_fading, true) => {
+                self.fades.push(Reverse((entry.entity.fades_at(), slot.0, *generation)));
+            }
+            _ => {}
+        }
+    }
+
+    /// Has the entity written with the next commit: its episode began or ended.
+    pub fn write_soon(&mut self, slot: Slot) {
+        let (generation, Some(entry)) = &mut self.slots[slot.0] else { return };
+        if !mem::replace(&mut entry.urgent, true) {
+            self.urgent.push((slot.0, *generation));
+        }
+    }
+
+    /// The next entity whose episode has ended by `now`; the caller ends it and watches the entity again.
+    pub fn next_end(&mut self, now: Time) -> Option<Slot> {
+        while let Some(Reverse((at, slot, generation))) = self.ends.peek().copied() {
+            if at > now {
+                return None;
+            }
+            self.ends.pop();
+            let (current, Some(entry)) = &mut self.slots[slot] else { continue };
+            if *current != generation {
+                continue;
+            }
+            entry.awaits_end = false;
+            match entry.entity.ends_at() {
+                Some(end) if end <= now => return Some(Slot(slot)),
+                _ => self.watch(Slot(slot)),
+            }
+        }
+        None
+    }
+
+    /// Forgets the entities that have faded by `now`.
+    pub fn forget(&mut self, now: Time) {
+        while let Some(slot) = self.oldest(|at| at <= now) {
+            self.remove(slot);
+        }
+    }
+
+    /// Takes up an entity from the checkpoint.
+    pub fn load(&mut self, key: &[u8], state: EntityState) -> Result<(), WireError> {
+        let entity = E::decode(&state.state)?;
+        if !self.has_room() {
+            metrics::counter!("panopticon_entities_refused_total", "rule" => self.rule).increment(1);
+            return Ok(());
+        }
+        let slot = self.put(key.into(), entity, state.as_of, true);
+        self.watch(Slot(slot));
+        Ok(())
+    }
+
+    /// What [`crate::stage::Rule::changed`] promises: first what to forget, then what to write.
+    pub fn changed(&mut self, next: u64, all: bool) -> Vec<(Vec<u8>, Option<EntityState>)> {
+        let mut changes = Vec::new();
+        self.gone.retain(|(key, at_once)| {
+            let now = all || *at_once;
+            if now {
+                changes.push((key.to_vec(), None));
+            }
+            !now
+        });
+        let urgent = mem::take(&mut self.urgent);
+        let dirty = if all { mem::take(&mut self.dirty) } else { Vec::new() };
+        for (slot, generation) in urgent.into_iter().chain(dirty) {
+            let (current, Some(entry)) = &mut self.slots[slot] else { continue };
+            // Written already as urgent, or another lies here now.
+            if *current != generation || !(entry.urgent || (all && entry.dirty)) {
+                continue;
+            }
+            entry.urgent = false;
+            entry.written = true;
+            // An urgent one that is dirty stays in the list of those, and is written once more.
+            entry.dirty = !all && entry.dirty;
+            let state = EntityState { state: entry.entity.encode(), as_of: next };
+            changes.push((entry.key.to_vec(), Some(state)));
+        }
+        if all {
+            metrics::gauge!("panopticon_entities", "rule" => self.rule).set(self.len() as f64);
+        }
+        changes
+    }
+
+    /// Keeps a flood of entities that come and go between two checkpoints from growing the list.
+    fn drop_stale_dirt(&mut self) {
+        if self.dirty.len() > 2 * self.len() + STALE_DIRT {
+            self.dirty.retain(|(slot, generation)| self.slots[*slot].0 == *generation);
+        }
+    }
+
+    /// Whether one more may come; makes room by forgetting the one without an episode that has been
+    /// without activity for longest.
+    fn has_room(&mut self) -> bool {
+        while self.len() >= self.limit {
+            let Some(slot) = self.oldest(|_| true) else { return false };
+            metrics::counter!("panopticon_entities_evicted_total", "rule" => self.rule).increment(1);
+            self.remove(slot);
+        }
+        true
+    }
+
+    /// The entity without an episode that fades first, if its time satisfies `due`.
+    fn oldest(&mut self, due: impl Fn(Time) -> bool) -> Option<usize> {
+        while let Some(Reverse((at, slot, generation))) = self.fades.peek().copied() {
+            if !due(at) {
+                return None;
+            }
+            self.fades.pop();
+            let (current, Some(entry)) = &mut self.slots[slot] else { continue };
+            if *current != generation {
+                continue;
+            }
+            entry.awaits_fading = false;
+            // With an episode it comes back here when that has ended.
+            if entry.entity.ends_at().is_none() {
+                if entry.entity.fades_at() == at {
+                    return Some(slot);
+                }
+                self.watch(Slot(slot));
+            }
+        }
+        None
+    }
+
+    fn put(&mut self, key: Box<[u8]>, entity: E, as_of: u64, written: bool) -> usize {
+        let hash = self.hasher.hash_one(parts(&key));
+        let entry = Entry {
+            key,
+            entity,
+            as_of,
+            written,
+            dirty: false,
+            urgent: false,
+            awaits_end: false,
+            awaits_fading: false,
+        };
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.slots[slot].1 = Some(entry);
+                slot
+            }
+            None => {
+                self.slots.push((0, Some(entry)));
+                self.slots.len() - 1
+            }
+        };
+        let (hasher, slots) = (&self.hasher, &self.slots);
+        self.index.insert_unique(hash, slot, |slot| {
+            slots[*slot].1.as_ref().map_or(0, |entry| hasher.hash_one(parts(&entry.key)))
+        });
+        slot
+    }
+
+    fn remove(&mut self, slot: usize) {
+        let (generation, entry) = &mut self.slots[slot];
+        *generation = generation.wrapping_add(1);
+        let Some(entry) = entry.take() else { return };
+        let hash = self.hasher.hash_one(parts(&entry.key));
+        if let Ok(found) = self.index.find_entry(hash, |other| *other == slot) {
+            found.remove();
+        }
+        self.free.push(slot);
+        if entry.written {
+            // An end that was not yet written must not be undone by what the topic still holds.
+            self.gone.push((entry.key, entry.urgent));
+        }
+    }
+}
+
+impl<E> Index<Slot> for Entities<E> {
+    type Output = E;
+    fn index(&self, slot: Slot) -> &E {
+        match &self.slots[slot.0].1 {
+            Some(entry) => &entry.entity,
+            None => unreachable!("a slot is used after its entity was forgotten"),
+        }
+    }
+}
+
+impl<E> IndexMut<Slot> for Entities<E> {
+    fn index_mut(&mut self, slot: Slot) -> &mut E {
+        match &mut self.slots[slot.0].1 {
+            Some(entry) => &mut entry.entity,
+            None => unreachable!("a slot is used after its entity was forgotten"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fades ten seconds after its last call; has an episode while `open`.
+    #[derive(Default)]
+    struct Calls {
+        last: i64,
+        open: bool,
+    }
+
+    impl Entity for Calls {
+        fn ends_at(&self) -> Option<Time> {
+            self.open.then(|| Time::from_secs(self.last + 5))
+        }
+        fn fades_at(&self) -> Time {
+            Time::from_secs(self.last + 10)
+        }
+        fn encode(&self) -> Vec<u8> {
+            [i64::from(self.open).to_le_bytes(), self.last.to_le_bytes()].concat()
+        }
+        fn decode(state: &[u8]) -> Result<Self, WireError> {
+            let number = |from: usize| {
+                let bytes = state.get(from..from + 8).and_then(|bytes| bytes.try_into().ok());
+                bytes.map(i64::from_le_bytes).ok_or(WireError::Field("state"))
+            };
+            Ok(Self { open: number(0)? == 1, last: number(8)? })
+        }
+    }
+
+    fn call(entities: &mut Entities<Calls>, user: &str, at: i64, open: bool) -> Option<Slot> {
+        let slot = entities.take_up(["app", user], 0, false)?;
+        entities[slot].last = at;
+        entities[slot].open = open;
+        entities.watch(slot);
+        Some(slot)
+    }
+
+    fn names(changes: &[(Vec<u8>, Option<EntityState>)]) -> Vec<(String, bool)> {
+        changes.iter().map(|(key, state)| (String::from_utf8_lossy(key).into_owned(), state.is_some())).collect()
+    }
+
+    #[test]
+    fn a_flood_of_new_entities_evicts_the_longest_idle_and_never_an_open_episode() {
+        let mut entities = Entities::new("test", 100);
+        call(&mut entities, "open", 0, true);
+        call(&mut entities, "busy", 1, false);
+        for n in 2..10_000 {
+            call(&mut entities, &format!("made-up-{n}"), n, false).unwrap();
+            call(&mut entities, "busy", n, false).unwrap();
+            assert!(entities.len() <= 100);
+        }
+        assert!(entities.slots.len() <= 101 && entities.fades.len() <= 201 && entities.dirty.len() <= 1_300);
+        let there = names(&entities.changed(1, true));
+        assert!(there.iter().any(|(name, _)| name == "app\0open"));
+        assert!(there.iter().any(|(name, _)| name == "app\0busy"));
+    }
+
+    #[test]
+    fn with_open_episodes_only_a_new_entity_is_refused() {
+        let mut entities = Entities::new("test", 2);
+        call(&mut entities, "a", 0, true).unwrap();
+        call(&mut entities, "b", 0, true).unwrap();
+        assert_eq!(call(&mut entities, "c", 0, false), None);
+    }
+
+    #[test]
+    fn an_episode_ends_when_the_entity_says_so_however_often_that_moved() {
+        let mut entities = Entities::new("test", 10);
+        let slot = call(&mut entities, "a", 0, true).unwrap();
+        call(&mut entities, "a", 100, true);
+        assert_eq!(entities.next_end(Time::from_secs(104)), None);
+        assert_eq!(entities.next_end(Time::from_secs(105)), Some(slot));
+        entities[slot].open = false;
+        entities.watch(slot);
+        assert_eq!(entities.next_end(Time::from_secs(1_000)), None);
+        entities.forget(Time::from_secs(109));
+        assert_eq!(entities.len(), 1);
+        entities.forget(Time::from_secs(110));
+        assert!(entities.is_empty());
+    }
+
+    #[test]
+    fn changes_are_written_once_and_beginnings_and_ends_at_once() {
+        let mut entities = Entities::new("test", 10);
+        let open = call(&mut entities, "open", 0, true).unwrap();
+        call(&mut entities, "quiet", 0, false);
+        entities.write_soon(open);
+        assert_eq!(names(&entities.changed(1, false)), [("app\0open".to_owned(), true)]);
+        assert!(entities.changed(1, false).is_empty());
+        let all = names(&entities.changed(2, true));
+        assert!(all.contains(&("app\0quiet".to_owned(), true)));
+        assert!(entities.changed(3, true).is_empty());
+    }
+
+    #[test]
+    fn what_was_written_leaves_a_tombstone_and_an_unwritten_end_does_at_once() {
+        let mut entities = Entities::new("test", 10);
+        call(&mut entities, "never-written", 0, false);
+        entities.forget(Time::from_secs(50));
+        assert!(entities.changed(1, true).is_empty());
+
+        call(&mut entities, "written", 60, false);
+        let open = call(&mut entities, "open", 60, true).unwrap();
+        entities.changed(2, true);
+        entities[open].open = false;
+        entities.write_soon(open);
+        entities.watch(open);
+        entities.forget(Time::from_secs(100));
+        assert_eq!(names(&entities.changed(3, false)), [("app\0open".to_owned(), false)]);
+        assert_eq!(names(&entities.changed(3, true)), [("app\0written".to_owned(), false)]);
+    }
+
+    #[test]
+    fn a_replay_skips_what_an_entity_already_holds() {
+        let mut entities = Entities::<Calls>::new("test", 10);
+        let state = EntityState { state: Calls { last: 7, open: true }.encode(), as_of: 5 };
+        entities.load(b"app\0user\0with zero", state).unwrap();
+        assert_eq!(entities.take_up(["app", "user\0with zero"], 4, true), None);
+        let slot = entities.take_up(["app", "user\0with zero"], 5, true).unwrap();
+        assert_eq!(entities[slot].last, 7);
+        assert!(entities.load(b"app\0other", EntityState::default()).is_err());
+    }
+}

@@ -1,0 +1,47 @@
+//! The ingest gateway as a process of its own.
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use clap::Parser;
+use panopticon_ingest_gateway::{Gateway, intake::Intake};
+use panopticon_process::{CommonArgs, Needs, Process, bind, condition, serve, worker};
+use tracing::{info, warn};
+
+/// Takes in traces over HTTP and gRPC and appends them to the log.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ingest-gateway",
+    version,
+    after_help = "Example:\n  \
+    PANOPTICON_ENGINE=distributed PANOPTICON_KAFKA__BROKERS=kafka:9092 \\\n  \
+    PANOPTICON_REDIS__URL=redis://redis:6379 PANOPTICON_LISTEN=0.0.0.0:7420 ingest-gateway"
+)]
+struct Args {
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    worker(&args.common, "ingest-gateway", run)
+}
+
+async fn run(process: Process) -> anyhow::Result<()> {
+    let config = process.config.clone();
+    // Taken first, so that a wrong address is told at once and not after the servers are there.
+    let listener = bind(config.listen, "listen").await?;
+    let ports = process.ports(Needs { seen: true, store: true }).await?;
+    let view = process.control(&ports).await?;
+    let sealer = process.sealer().inspect_err(|error| warn!(%error, "apps in HMAC mode are refused")).ok();
+    let (seen, store) = (ports.seen()?, ports.store()?);
+    let intake = process
+        .wait_for("traces.raw", || {
+            Intake::open(ports.log.clone(), seen.clone(), Some(store.clone()), &config, process.clock.clone())
+        })
+        .await?;
+    let gateway = Gateway::new(Arc::new(intake), view, sealer, config.clone(), process.clock.clone());
+    let stuck_after = Duration::from_millis(config.stages.stuck_after_ms);
+    let router = gateway.router().merge(condition(process.health.clone(), stuck_after));
+    info!(address = %config.listen, "taking in traces over HTTP and gRPC");
+    serve(listener, router, process.shutdown, Duration::from_millis(config.stages.drain_timeout_ms)).await
+}

@@ -1,0 +1,113 @@
+//! Serving HTTP, and the process's own condition: `/healthz`, `/readyz`, `/metrics`.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use axum::{
+    Json, Router,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+    serve::ListenerExt as _,
+};
+use panopticon_core::health::Health;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::Process;
+
+/// Where the condition is told unless the configuration says otherwise.
+const METRICS_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7421);
+
+/// Takes an address; the error says which setting to change.
+pub async fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}: another process has it? choose another with `{setting}`")
+    })
+}
+
+/// Serves `router` on `listener` until `shutdown`, then lets requests under way finish within `drain`.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    shutdown: CancellationToken,
+    drain: Duration,
+) -> anyhow::Result<()> {
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            warn!(%error, "cannot set TCP_NODELAY");
+        }
+    });
+    let app = router.into_make_service_with_connect_info::<SocketAddr>();
+    let serving = axum::serve(listener, app).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    let deadline = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(drain).await;
+    };
+    tokio::select! {
+        ended = serving => ended.context("the HTTP server ended"),
+        () = deadline => {
+            warn!("the drain deadline passed with connections still open");
+            Ok(())
+        }
+    }
+}
+
+/// `/healthz` and `/readyz` for `health`.
+pub fn condition(health: Health, stuck_after: Duration) -> Router {
+    let live = get(|| async { Json(serde_json::json!({"status": "alive"})) });
+    let ready = get(move || {
+        let health = health.clone();
+        async move {
+            let parts = health.report(stuck_after);
+            let ready = parts.iter().all(|part| part.ready);
+            let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            let word = if ready { "ready" } else { "not_ready" };
+            (status, Json(serde_json::json!({"status": word, "parts": parts}))).into_response()
+        }
+    });
+    Router::new().route("/healthz", live).route("/readyz", ready)
+}
+
+/// Serves the condition and the metrics on the address that is for them.
+pub(crate) async fn serve_condition(process: &Process) -> anyhow::Result<()> {
+    let listener = match process.config.metrics_listen {
+        Some(address) => bind(address, "metrics_listen").await?,
+        // Several processes on one machine without configuration: the first has the well-known port.
+        None => match TcpListener::bind(METRICS_LISTEN).await {
+            Ok(listener) => listener,
+            Err(_) => bind(SocketAddr::new(METRICS_LISTEN.ip(), 0), "metrics_listen").await?,
+        },
+    };
+    info!(address = %listener.local_addr()?, "telling health and metrics");
+    let handle = process.metrics.clone();
+    let metrics = get(move || {
+        let handle = handle.clone();
+        async move { prometheus_text(handle.render()) }
+    });
+    let stuck_after = Duration::from_millis(process.config.stages.stuck_after_ms);
+    let router = condition(process.health.clone(), stuck_after).route("/metrics", metrics);
+    // Until the very end, so that a drain can be watched.
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            warn!(%error, "health and metrics are no longer told");
+        }
+    });
+    let handle = process.metrics.clone();
+    tokio::spawn(async move {
+        let mut tick = tokio::time::interval(Duration::from_secs(5));
+        loop {
+            tick.tick().await;
+            handle.run_upkeep();
+        }
+    });
+    Ok(())
+}
+
+fn prometheus_text(text: String) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}

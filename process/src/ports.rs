@@ -1,0 +1,163 @@
+//! The engine's ports, opened as the configuration says; only those that the process needs.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use panopticon_core::{
+    config::{Config, Engine},
+    log::EventLog,
+    seen::SeenSet,
+    stage::Backoff,
+    store::TraceStore,
+    time::SharedClock,
+};
+use panopticon_distributed::{clickhouse, kafka, redis};
+use tracing::{info, warn};
+
+use crate::Process;
+
+/// Which ports a process needs beside the log.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Needs {
+    /// The seen set.
+    pub seen: bool,
+    /// The trace store.
+    pub store: bool,
+}
+
+/// Open ports.
+#[derive(Clone)]
+pub struct Ports {
+    /// The event log.
+    pub log: Arc<dyn EventLog>,
+    /// The seen set, where it was asked for.
+    pub seen: Option<Arc<dyn SeenSet>>,
+    /// The trace store, where it was asked for.
+    pub store: Option<Arc<dyn TraceStore>>,
+    #[cfg(feature = "embedded")]
+    embedded: Option<Arc<panopticon_embedded::Embedded>>,
+}
+
+impl Ports {
+    /// The seen set.
+    pub fn seen(&self) -> anyhow::Result<Arc<dyn SeenSet>> {
+        self.seen.clone().context("the seen set was not opened")
+    }
+
+    /// The trace store.
+    pub fn store(&self) -> anyhow::Result<Arc<dyn TraceStore>> {
+        self.store.clone().context("the trace store was not opened")
+    }
+
+    /// Ends the engine in order, after everything that uses it.
+    pub async fn close(&self) {
+        #[cfg(feature = "embedded")]
+        if let Some(embedded) = &self.embedded {
+            embedded.close().await;
+        }
+    }
+}
+
+impl Process {
+    /// Opens the ports; waits with a clear message for servers that are not there yet.
+    pub async fn ports(&self, needs: Needs) -> anyhow::Result<Ports> {
+        let part = self.health.part("engine");
+        let ports = match self.config.engine {
+            Engine::Embedded => self.embedded()?,
+            Engine::Distributed => {
+                if self.config.migrate_at_start {
+                    self.until_there("migrating", || migrate_distributed(&self.config, needs.store)).await?;
+                }
+                self.distributed(needs).await?
+            }
+        };
+        part.progressed();
+        drop(part);
+        Ok(ports)
+    }
+
+    #[cfg(feature = "embedded")]
+    fn embedded(&self) -> anyhow::Result<Ports> {
+        let embedded = panopticon_embedded::Embedded::open(&self.config, self.clock.clone())?;
+        Ok(Ports {
+            log: embedded.log.clone(),
+            seen: Some(embedded.seen.clone()),
+            store: Some(embedded.store.clone()),
+            embedded: Some(Arc::new(embedded)),
+        })
+    }
+
+    #[cfg(not(feature = "embedded"))]
+    fn embedded(&self) -> anyhow::Result<Ports> {
+        anyhow::bail!("this program has no embedded engine; use `panopticon serve`")
+    }
+
+    async fn distributed(&self, needs: Needs) -> anyhow::Result<Ports> {
+        let (config, clock) = (&self.config, &self.clock);
+        let log: Arc<dyn EventLog> = Arc::new(kafka::KafkaLog::connect(config).context("Kafka")?);
+        let seen: Option<Arc<dyn SeenSet>> = if needs.seen {
+            let connect =
+                || async { Ok(redis::RedisSeen::connect(config, SharedClock::clone(clock)).await?) };
+            Some(Arc::new(self.until_there("Redis", connect).await?))
+        } else {
+            None
+        };
+        let store: Option<Arc<dyn TraceStore>> = if needs.store {
+            let connect = || async { Ok(clickhouse::ClickhouseStore::connect(config, clock.clone()).await?) };
+            Some(Arc::new(self.until_there("ClickHouse", connect).await?))
+        } else {
+            None
+        };
+        Ok(Ports {
+            log,
+            seen,
+            store,
+            #[cfg(feature = "embedded")]
+            embedded: None,
+        })
+    }
+
+    /// Tries until it works or the process is told to end: servers may come up in any order.
+    async fn until_there<T, F>(&self, what: &str, mut attempt: impl FnMut() -> F) -> anyhow::Result<T>
+    where
+        F: Future<Output = anyhow::Result<T>>,
+    {
+        let part = self.health.part(what);
+        let mut pause = Backoff::new(&self.config.stages);
+        loop {
+            match attempt().await {
+                Ok(value) => return Ok(value),
+                Err(error) => {
+                    warn!("{what}: {error:#}; trying again");
+                    part.waiting(format!("{error:#}"));
+                }
+            }
+            pause.wait(&self.shutdown).await;
+            anyhow::ensure!(!self.shutdown.is_cancelled(), "told to end while waiting: {what}");
+        }
+    }
+}
+
+async fn migrate_distributed(config: &Config, store: bool) -> anyhow::Result<()> {
+    kafka::migrate(config).await.context("Kafka")?;
+    if store {
+        clickhouse::migrate(config).await.context("ClickHouse")?;
+    }
+    Ok(())
+}
+
+/// Brings topics and tables to this version's form; the embedded engine does so whenever it opens its file.
+pub async fn migrate(config: &Config, clock: SharedClock) -> anyhow::Result<()> {
+    match config.engine {
+        Engine::Distributed => migrate_distributed(config, true).await?,
+        #[cfg(feature = "embedded")]
+        Engine::Embedded => panopticon_embedded::Embedded::open(config, clock)?.close().await,
+        #[cfg(not(feature = "embedded"))]
+        Engine::Embedded => {
+            let _ = clock;
+            anyhow::bail!("this program has no embedded engine; use `panopticon migrate`");
+        }
+    }
+    info!("migrated");
+    Ok(())
+}

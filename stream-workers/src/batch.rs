@@ -1,0 +1,113 @@
+//! Records gathered into the batches that the store inserts.
+
+use panopticon_core::{
+    log::{Output, Stored},
+    stage::dead_letter,
+    store::{Row, Rows},
+    time::Time,
+    topic::Topic,
+    trace::{WireError, decode_envelope},
+};
+use prost::Message;
+use tokio::time::Instant;
+
+/// A topic that the trace store keeps, and the stage that brings it there.
+#[derive(Debug, Clone, Copy)]
+pub struct Table {
+    /// The stage's name.
+    pub stage: &'static str,
+    /// What it reads.
+    pub topic: Topic,
+}
+
+/// The topics that the trace store keeps.
+pub const TABLES: [Table; 5] = [
+    Table { stage: "store", topic: Topic::Traces },
+    Table { stage: "store-detections", topic: Topic::Detections },
+    Table { stage: "store-guard-actions", topic: Topic::GuardActions },
+    Table { stage: "store-webhook-deliveries", topic: Topic::WebhookDeliveries },
+    Table { stage: "store-audit", topic: Topic::Audit },
+];
+
+/// A range of records and the rows in them.
+pub struct Batch {
+    table: Table,
+    /// First offset.
+    pub from: u64,
+    /// One past the last offset.
+    pub to: u64,
+    /// The rows.
+    pub rows: Rows,
+    /// The records that rows were taken from, for dead letters.
+    pub records: Vec<Stored>,
+    /// What could not be decoded.
+    pub dead: Vec<Output>,
+    /// About how many bytes.
+    pub bytes: usize,
+    /// When its first record came.
+    pub began: Option<Instant>,
+}
+
+impl Batch {
+    /// An empty batch that begins at `from`.
+    pub fn new(table: Table, from: u64) -> Self {
+        let rows = match table.topic {
+            Topic::Detections => Rows::Detections(Vec::new()),
+            Topic::GuardActions => Rows::GuardActions(Vec::new()),
+            Topic::WebhookDeliveries => Rows::Deliveries(Vec::new()),
+            Topic::Audit => Rows::Audit(Vec::new()),
+            _ => Rows::Traces(Vec::new()),
+        };
+        Self { table, from, to: from, rows, records: Vec::new(), dead: Vec::new(), bytes: 0, began: None }
+    }
+
+    /// Whether no record has been added.
+    pub const fn is_empty(&self) -> bool {
+        self.from == self.to
+    }
+
+    /// Adds records; what cannot be decoded becomes a dead letter.
+    pub fn push(&mut self, partition: u32, records: Vec<Stored>, now: Time) {
+        for stored in records {
+            if stored.offset < self.to {
+                continue;
+            }
+            self.began.get_or_insert_with(Instant::now);
+            self.to = stored.offset + 1;
+            let for_another =
+                stored.record.for_stage.as_deref().is_some_and(|stage| stage != self.table.stage);
+            // A tombstone of a compacted topic tells nothing that a row does not.
+            if for_another || stored.record.payload.is_none() {
+                continue;
+            }
+            self.bytes += stored.record.size();
+            match self.decode(&stored) {
+                Ok(()) => self.records.push(stored),
+                Err(error) => {
+                    let (stage, topic) = (self.table.stage, self.table.topic);
+                    self.dead.push(dead_letter(stage, topic, partition, &stored, &error.to_string(), now));
+                }
+            }
+        }
+    }
+
+    fn decode(&mut self, stored: &Stored) -> Result<(), WireError> {
+        let offset = stored.offset;
+        let bytes = stored.record.bytes();
+        match &mut self.rows {
+            Rows::Traces(rows) => {
+                let envelope = decode_envelope(bytes)?;
+                rows.extend((0..).zip(envelope).map(|(index, value)| Row { offset, index, value }));
+            }
+            Rows::Detections(rows) => rows.push(row(offset, bytes)?),
+            Rows::GuardActions(rows) => rows.push(row(offset, bytes)?),
+            Rows::Deliveries(rows) => rows.push(row(offset, bytes)?),
+            Rows::Audit(rows) => rows.push(row(offset, bytes)?),
+        }
+        Ok(())
+    }
+}
+
+fn row<M: Message + Default>(offset: u64, bytes: &[u8]) -> Result<Row<M>, WireError> {
+    Ok(Row { offset, index: 0, value: M::decode(bytes)? })
+}

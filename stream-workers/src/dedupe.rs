@@ -1,0 +1,220 @@
+//! Keeps the first of each trace: `traces.raw` to `traces`, partition by partition.
+//!
+//! A trace is kept if the place that the seen set remembers for it is its own. The gateway has usually
+//! marked it already; whoever marks first decides, and a batch that is processed again after a crash finds
+//! its own places. A trace older than the set's window is also looked up in the trace store.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use panopticon_core::{
+    config::Config,
+    ids::{ClientId, EventId, LogId, Place, SeenKey},
+    log::{EventLog, Lease, Output, Record, Stored},
+    seen::{Mark, Marked, Progress, SeenSet},
+    stage::{PartitionContext, Stage, StageError, Transform, decode_each, transform},
+    store::TraceStore,
+    time::SharedClock,
+    topic::Topic,
+    trace::{AcceptedTrace, decode_envelope, encode_envelope},
+};
+use tracing::{info, warn};
+
+/// The stage.
+pub struct Dedupe {
+    seen: Arc<dyn SeenSet>,
+    store: Arc<dyn TraceStore>,
+    window: Duration,
+    max_envelope_bytes: usize,
+}
+
+const NAME: &str = "dedupe";
+const RESTORE_BYTES: usize = 4 << 20;
+
+impl Dedupe {
+    /// A dedupe stage that remembers in `seen` and looks up old traces in `store`.
+    pub fn new(seen: Arc<dyn SeenSet>, store: Arc<dyn TraceStore>, config: &Config) -> Self {
+        Self {
+            seen,
+            store,
+            window: config.retention.seen_window(),
+            max_envelope_bytes: config.gateway.max_envelope_bytes,
+        }
+    }
+}
+
+#[async_trait]
+impl Stage for Dedupe {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn input(&self) -> Topic {
+        Topic::TracesRaw
+    }
+
+    async fn run(&self, lease: &mut dyn Lease, context: &PartitionContext) -> Result<(), StageError> {
+        let log = context.runtime.log.clone();
+        let partition = lease.partition();
+        let position = match lease.committed().offset {
+            Some(offset) => offset,
+            None => log.bounds(Topic::TracesRaw, partition).await?.low,
+        };
+        let first_of_each = FirstOfEach {
+            log_id: log.topic(Topic::TracesRaw).await?.log_id,
+            log,
+            seen: self.seen.clone(),
+            store: self.store.clone(),
+            clock: context.runtime.clock.clone(),
+            window: self.window,
+            max_envelope_bytes: self.max_envelope_bytes,
+            partition,
+            position,
+        };
+        transform(lease, context, first_of_each).await
+    }
+}
+
+struct FirstOfEach {
+    log: Arc<dyn EventLog>,
+    log_id: LogId,
+    seen: Arc<dyn SeenSet>,
+    store: Arc<dyn TraceStore>,
+    clock: SharedClock,
+    window: Duration,
+    max_envelope_bytes: usize,
+    partition: u32,
+    /// Where the next batch begins.
+    position: u64,
+}
+
+#[async_trait]
+impl Transform for FirstOfEach {
+    async fn process(&mut self, records: &[Stored], next: u64) -> Result<Vec<Output>, StageError> {
+        let mut outputs = Vec::new();
+        let context = (NAME, Topic::TracesRaw, self.partition, self.clock.now());
+        let mut traces = Vec::new();
+        for (stored, envelope) in decode_each(records, context, &mut outputs, decode_envelope) {
+            for (index, mut accepted) in (0..).zip(envelope) {
+                let (log_id, partition, offset) = (self.log_id, self.partition, stored.offset);
+                accepted.place = Some(Place { log_id, partition, offset, index });
+                traces.push(accepted);
+            }
+        }
+        let progress = Progress { partition: self.partition, from: self.position, to: next };
+        let came = traces.len();
+        let kept = self.first_of_each(traces, progress).await?;
+        let kept = self.unknown_to_the_store(kept).await?;
+        metrics::counter!("panopticon_dedupe_duplicates_total").increment((came - kept.len()) as u64);
+        outputs.extend(self.envelopes(kept));
+        self.position = next;
+        Ok(outputs)
+    }
+}
+
+impl FirstOfEach {
+    /// The traces whose own place is the one that came first.
+    async fn first_of_each(
+        &self,
+        traces: Vec<AcceptedTrace>,
+        progress: Progress,
+    ) -> Result<Vec<AcceptedTrace>, StageError> {
+        let marks: Vec<Mark> = traces.iter().filter_map(mark_of).collect();
+        let first = match self.seen.mark(marks.clone(), Some(progress)).await? {
+            Marked::First(first) => first,
+            Marked::Lost => {
+                self.restore().await?;
+                match self.seen.mark(marks, Some(progress)).await? {
+                    Marked::First(first) => first,
+                    Marked::Lost => {
+                        return Err(StageError::Broken(format!(
+                            "the seen set lost the marks of partition {} again while they were being rebuilt",
+                            self.partition
+                        )));
+                    }
+                }
+            }
+        };
+        Ok(traces
+            .into_iter()
+            .zip(first)
+            .filter(|(trace, first)| trace.place == Some(*first))
+            .map(|(t, _)| t)
+            .collect())
+    }
+
+    /// Rebuilds this partition's marks from what has already been kept.
+    async fn restore(&self) -> Result<(), StageError> {
+        warn!(partition = self.partition, "the seen set has lost marks; rebuilding them from `traces`");
+        metrics::counter!("panopticon_dedupe_restores_total").increment(1);
+        let bounds = self.log.bounds(Topic::Traces, self.partition).await?;
+        let horizon = self.clock.now().minus(self.window);
+        let (mut at, mut restored) = (bounds.low, 0);
+        while at < bounds.high {
+            let records =
+                self.log.read(Topic::Traces, self.partition, at, bounds.high, RESTORE_BYTES).await?;
+            let Some(last) = records.last() else { break };
+            at = last.offset + 1;
+            let mut marks = Vec::new();
+            for stored in records.iter().filter(|stored| stored.appended_at >= horizon) {
+                marks.extend(
+                    decode_envelope(stored.record.bytes()).unwrap_or_default().iter().filter_map(mark_of),
+                );
+            }
+            restored += marks.len();
+            if !marks.is_empty() {
+                self.seen.restore(marks, None).await?;
+            }
+        }
+        let reached = Progress { partition: self.partition, from: self.position, to: self.position };
+        self.seen.restore(Vec::new(), Some(reached)).await?;
+        info!(partition = self.partition, marks = restored, "rebuilt the marks");
+        Ok(())
+    }
+
+    /// Leaves out traces older than the window that the store already has.
+    async fn unknown_to_the_store(
+        &self,
+        traces: Vec<AcceptedTrace>,
+    ) -> Result<Vec<AcceptedTrace>, StageError> {
+        let is_old =
+            |accepted: &AcceptedTrace| accepted.trace.started_at < accepted.received_at.minus(self.window);
+        let old: Vec<(ClientId, EventId)> = traces
+            .iter()
+            .filter(|t| is_old(t))
+            .map(|t| (t.trace.client_id.clone(), t.trace.event_id))
+            .collect();
+        if old.is_empty() {
+            return Ok(traces);
+        }
+        let mut known = self.store.known(&old).await?.into_iter();
+        Ok(traces.into_iter().filter(|trace| !is_old(trace) || !known.next().unwrap_or(false)).collect())
+    }
+
+    /// Packs traces, in their order, into envelopes for `traces`.
+    fn envelopes(&self, traces: Vec<AcceptedTrace>) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        let mut rest = traces.into_iter().peekable();
+        while rest.peek().is_some() {
+            let (mut bytes, mut envelope) = (0, Vec::new());
+            let fits = |bytes: usize, t: &AcceptedTrace| {
+                bytes == 0 || bytes + t.trace.encoded_size() <= self.max_envelope_bytes
+            };
+            while let Some(next) = rest.next_if(|t| fits(bytes, t)) {
+                bytes += next.trace.encoded_size();
+                envelope.push(next);
+            }
+            outputs.push(Output {
+                topic: Topic::Traces,
+                partition: self.partition,
+                record: Record::message(encode_envelope(envelope)),
+            });
+        }
+        outputs
+    }
+}
+
+fn mark_of(accepted: &AcceptedTrace) -> Option<Mark> {
+    let key = SeenKey::of(accepted.trace.client_id.as_str(), accepted.trace.event_id);
+    accepted.place.map(|place| Mark { key, place })
+}

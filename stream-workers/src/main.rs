@@ -1,0 +1,54 @@
+//! The dedupe and store stages as a process of their own.
+
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use panopticon_process::{CommonArgs, Needs, Process, run_stages, worker};
+use panopticon_stream_workers::{dedupe, store};
+
+/// Takes traces from the raw log to the trace store.
+#[derive(Debug, Parser)]
+#[command(
+    name = "stream-workers",
+    version,
+    after_help = "Examples:\n  \
+    stream-workers                 both stages in one process\n  \
+    stream-workers --role dedupe   one stage alone, scaled on its own\n  \
+    stream-workers --role store"
+)]
+struct Args {
+    /// Which stages this process runs.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Role::Dedupe, Role::Store])]
+    role: Vec<Role>,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Role {
+    /// `traces.raw` to `traces`: keeps the first of each trace.
+    Dedupe,
+    /// `traces` and the smaller topics to the trace store.
+    Store,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let roles = args.role;
+    worker(&args.common, "stream-workers", |process| run(process, roles))
+}
+
+async fn run(process: Process, roles: Vec<Role>) -> anyhow::Result<()> {
+    let ports = process.ports(Needs { seen: roles.contains(&Role::Dedupe), store: true }).await?;
+    let mut stages = Vec::new();
+    if roles.contains(&Role::Dedupe) {
+        stages.extend(dedupe(ports.seen()?, ports.store()?, &process.config));
+    }
+    if roles.contains(&Role::Store) {
+        stages.extend(store(&ports.store()?, &process.config));
+    }
+    process.keep_house(&ports);
+    run_stages(stages, process.runtime(&ports)).await;
+    ports.close().await;
+    Ok(())
+}

@@ -1,0 +1,237 @@
+//! Puts the rows of a topic into the trace store, exactly once.
+//!
+//! Before a batch is inserted, its end is written as the *intent* beside the committed offset, in the same
+//! commit that ends the batch before it. Whoever takes the partition over after a crash finds the intent,
+//! reads exactly that range again whatever its own limits are, and gives it to the store as one that may
+//! already be there. While one batch is being inserted, the next is gathered.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use panopticon_core::{
+    config::StoreConfig,
+    ids::LogId,
+    log::{Commit, Lease, Output, Poll},
+    stage::{PartitionContext, Stage, StageError, dead_letter_row},
+    store::{Attempt, BatchRange, RefusedRow, Rows, StoreError, TraceStore},
+    topic::Topic,
+    trace::encode_envelope,
+};
+use tokio::time::Instant;
+use tracing::info;
+
+use crate::batch::{Batch, Table};
+
+/// The stage that keeps one topic in the trace store.
+pub struct Store {
+    table: Table,
+    store: Arc<dyn TraceStore>,
+    limits: StoreConfig,
+}
+
+const READ_BYTES: usize = 4 << 20;
+/// How long a poll waits; the batch's own age decides when it ends.
+const POLL_WAIT: Duration = Duration::from_millis(500);
+
+/// The intent as it stands in the commit's metadata.
+fn intent(end: u64) -> String {
+    format!("intent={end}")
+}
+
+fn parse_intent(metadata: &str) -> Option<u64> {
+    metadata.strip_prefix("intent=")?.parse().ok()
+}
+
+type Insert = Pin<Box<dyn Future<Output = Result<Vec<RefusedRow>, StoreError>> + Send>>;
+
+impl Store {
+    /// A stage for `table`.
+    pub fn new(table: Table, store: Arc<dyn TraceStore>, limits: StoreConfig) -> Self {
+        Self { table, store, limits }
+    }
+
+    fn insert(&self, range: BatchRange, rows: Rows, attempt: Attempt) -> Insert {
+        let store = self.store.clone();
+        Box::pin(async move {
+            if rows.is_empty() {
+                return Ok(Vec::new());
+            }
+            let (count, began) = (rows.len(), Instant::now());
+            let refused = store.insert(range, rows, attempt).await?;
+            metrics::counter!("panopticon_store_rows_total", "topic" => range.topic.name())
+                .increment(count as u64);
+            metrics::histogram!("panopticon_store_insert_seconds", "topic" => range.topic.name())
+                .record(began.elapsed());
+            Ok(refused)
+        })
+    }
+
+    /// Whether the batch has reached a limit.
+    fn is_full(&self, batch: &Batch) -> bool {
+        batch.rows.len() >= self.limits.batch_rows || batch.bytes >= self.limits.batch_bytes
+    }
+
+    fn deadline(&self, batch: &Batch) -> Option<Instant> {
+        batch.began.map(|began| began + Duration::from_millis(self.limits.batch_ms))
+    }
+
+    fn is_due(&self, batch: &Batch) -> bool {
+        self.is_full(batch) || self.deadline(batch).is_some_and(|deadline| deadline <= Instant::now())
+    }
+}
+
+#[async_trait]
+impl Stage for Store {
+    fn name(&self) -> &'static str {
+        self.table.stage
+    }
+
+    fn input(&self) -> Topic {
+        self.table.topic
+    }
+
+    async fn run(&self, lease: &mut dyn Lease, context: &PartitionContext) -> Result<(), StageError> {
+        let runtime = &context.runtime;
+        let partition = lease.partition();
+        let log_id = runtime.log.topic(self.table.topic).await?.log_id;
+        let mut position = match lease.committed().offset {
+            Some(offset) => offset,
+            None => runtime.log.bounds(self.table.topic, partition).await?.low,
+        };
+        if let Some(end) = parse_intent(&lease.committed().metadata).filter(|end| *end > position) {
+            self.settle(lease, context, (position, end), log_id).await?;
+            position = end;
+        }
+
+        let mut gathering = Batch::new(self.table, position);
+        let mut inserting: Option<(Batch, Insert)> = None;
+        // The end that the committed intent names.
+        let mut intended = position;
+        let mut leaving = false;
+        loop {
+            if inserting.is_none() && !gathering.is_empty() && (leaving || self.is_due(&gathering)) {
+                let mut batch = std::mem::replace(&mut gathering, Batch::new(self.table, 0));
+                gathering = Batch::new(self.table, batch.to);
+                if intended != batch.to {
+                    let metadata = intent(batch.to);
+                    lease.commit(Commit { outputs: Vec::new(), next: Some(position), metadata }).await?;
+                    intended = batch.to;
+                }
+                let rows = std::mem::replace(&mut batch.rows, Rows::Traces(Vec::new()));
+                let range = self.range(log_id, partition, &batch);
+                inserting = Some((batch, self.insert(range, rows, Attempt::First)));
+            }
+            if leaving && inserting.is_none() {
+                return Ok(());
+            }
+            let idle_until = if inserting.is_none() { self.deadline(&gathering) } else { None };
+            tokio::select! {
+                refused = async { match &mut inserting {
+                    Some((_, insert)) => insert.await,
+                    None => std::future::pending().await,
+                } } => {
+                    let Some((batch, _)) = inserting.take() else { continue };
+                    let outputs = self.dead_letters(context, partition, &batch, refused?);
+                    position = batch.to;
+                    // The next batch's intent travels with this commit when its end is known already.
+                    let due = !leaving && !gathering.is_empty() && self.is_due(&gathering);
+                    intended = if due { gathering.to } else { position };
+                    let metadata = if due { intent(intended) } else { String::new() };
+                    lease.commit(Commit { outputs, next: Some(position), metadata }).await?;
+                    context.finished(batch.records.len());
+                }
+                polled = lease.poll(context.poll_limits(POLL_WAIT)), if !leaving && !self.is_full(&gathering) => {
+                    match polled? {
+                        Poll::Records(records) => {
+                            if !records.is_empty() || (gathering.is_empty() && inserting.is_none()) {
+                                context.took(&records);
+                            }
+                            gathering.push(partition, records, runtime.clock.now());
+                        }
+                        // What is gathered but not begun is left to the next owner; what is begun is finished.
+                        Poll::Revoked => {
+                            leaving = true;
+                            gathering = Batch::new(self.table, gathering.from);
+                        }
+                    }
+                }
+                () = runtime.shutdown.cancelled(), if !leaving => {
+                    leaving = true;
+                    gathering = Batch::new(self.table, gathering.from);
+                }
+                () = tokio::time::sleep_until(idle_until.unwrap_or_else(Instant::now)), if idle_until.is_some() => {}
+            }
+        }
+    }
+}
+
+impl Store {
+    fn range(&self, log_id: LogId, partition: u32, batch: &Batch) -> BatchRange {
+        BatchRange { topic: self.table.topic, log_id, partition, from: batch.from, to: batch.to }
+    }
+
+    /// Finishes a batch that an earlier owner may have begun: exactly the range that its intent names.
+    async fn settle(
+        &self,
+        lease: &mut dyn Lease,
+        context: &PartitionContext,
+        (from, end): (u64, u64),
+        log_id: LogId,
+    ) -> Result<(), StageError> {
+        let partition = lease.partition();
+        info!(stage = self.table.stage, partition, from, to = end, "settling the batch that was under way");
+        let (log, now) = (&context.runtime.log, context.runtime.clock.now());
+        let mut batch = Batch::new(self.table, from);
+        while batch.to < end {
+            let records = log.read(self.table.topic, partition, batch.to, end, READ_BYTES).await?;
+            if records.is_empty() {
+                break;
+            }
+            batch.push(partition, records, now);
+        }
+        batch.to = end;
+        let rows = std::mem::replace(&mut batch.rows, Rows::Traces(Vec::new()));
+        let refused = self.insert(self.range(log_id, partition, &batch), rows, Attempt::Again).await?;
+        let outputs = self.dead_letters(context, partition, &batch, refused);
+        lease.commit(Commit { outputs, next: Some(end), metadata: String::new() }).await?;
+        context.finished(batch.records.len());
+        Ok(())
+    }
+
+    /// What could not be decoded and what the store will never take.
+    fn dead_letters(
+        &self,
+        context: &PartitionContext,
+        partition: u32,
+        batch: &Batch,
+        refused: Vec<RefusedRow>,
+    ) -> Vec<Output> {
+        let now = context.runtime.clock.now();
+        let mut outputs = batch.dead.clone();
+        for row in refused {
+            let Ok(at) = batch.records.binary_search_by_key(&row.offset, |stored| stored.offset) else {
+                continue;
+            };
+            let stored = &batch.records[at];
+            let payload = match self.table.topic {
+                Topic::Traces => panopticon_core::trace::decode_envelope(stored.record.bytes())
+                    .ok()
+                    .and_then(|traces| traces.into_iter().nth(row.index as usize))
+                    .map(|trace| encode_envelope([trace]))
+                    .unwrap_or_default(),
+                _ => stored.record.payload.clone().unwrap_or_default(),
+            };
+            let (stage, topic) = (self.table.stage, self.table.topic);
+            outputs.push(dead_letter_row(
+                stage,
+                topic,
+                partition,
+                stored,
+                (row.index, payload),
+                &row.error,
+                now,
+            ));
+        }
+        outputs
+    }
+}
