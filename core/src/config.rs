@@ -333,6 +333,13 @@ pub struct WebhooksConfig {
     pub in_flight_per_endpoint: usize,
     /// Attempts under way at once in a process.
     pub in_flight: usize,
+    /// Deliveries of one partition that may be pending; beyond that new actions wait in the log.
+    pub max_pending: usize,
+    /// Deliveries of one partition that may be pending to one endpoint; one more is dead at once, and can be
+    /// replayed: so an endpoint that is away does not use up the room of the others.
+    pub max_pending_per_endpoint: usize,
+    /// Finished deliveries of one partition that are kept; beyond that the oldest go before their time.
+    pub max_finished: usize,
     /// Most endpoints of one app.
     pub max_endpoints_per_app: usize,
     /// How long a rotated secret still signs.
@@ -450,6 +457,9 @@ impl Default for Config {
                 disable_after_secs: 5 * 86_400,
                 in_flight_per_endpoint: 8,
                 in_flight: 256,
+                max_pending: 20_000,
+                max_pending_per_endpoint: 5_000,
+                max_finished: 1_000_000,
                 max_endpoints_per_app: 10,
                 secret_grace_secs: 86_400,
             },
@@ -537,6 +547,8 @@ impl Config {
             ("webhooks.in_flight", self.webhooks.in_flight as u64),
             ("webhooks.in_flight_per_endpoint", self.webhooks.in_flight_per_endpoint as u64),
             ("webhooks.timeout_ms", self.webhooks.timeout_ms),
+            ("webhooks.max_pending", self.webhooks.max_pending as u64),
+            ("webhooks.max_pending_per_endpoint", self.webhooks.max_pending_per_endpoint as u64),
         ] {
             if value == 0 {
                 return invalid(format!("`{name}` must be at least 1"));

@@ -18,11 +18,16 @@ use panopticon_process::{CommonArgs, Process};
 
 /// The control room over AI agents and personal MCP servers.
 #[derive(Debug, Parser)]
-#[command(name = "panopticon", version, propagate_version = true, after_help = "Examples:\n  \
+#[command(
+    name = "panopticon",
+    version,
+    propagate_version = true,
+    after_help = "Examples:\n  \
     panopticon demo                      watch the whole system work on real agent traces\n  \
     panopticon serve                     run it; data in ./panopticon-data\n  \
     panopticon logi panopticon enable my-app\n  \
-    panopticon replay traces.ndjson.gz --url http://127.0.0.1:7420 --pak $PAK")]
+    panopticon replay traces.ndjson.gz --url http://127.0.0.1:7420 --pak $PAK"
+)]
 struct Args {
     #[command(subcommand)]
     command: Command,

@@ -5,7 +5,12 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context as _;
 use axum::{Router, routing::get};
 use panopticon_control_room::{ControlRoom, ops};
-use panopticon_core::{control::ControlWriter, secrets, stage::{GROUPS, Stage}};
+use panopticon_core::{
+    control::ControlWriter,
+    secrets,
+    stage::{GROUPS, Stage},
+    topic::Topic,
+};
 use panopticon_ingest_gateway::{Gateway, intake::Intake};
 use panopticon_process::{Needs, Ports, Process, bind, condition, run_stages, serve};
 use panopticon_webhook_dispatcher::egress::Egress;
@@ -40,9 +45,14 @@ impl Server {
         let writer = Arc::new(ControlWriter::new(ports.log.clone(), view.clone(), process.clock.clone()));
         ops::seed(&config, &writer).await?;
 
-        let intake =
-            Intake::open(ports.log.clone(), seen.clone(), Some(store.clone()), &config, process.clock.clone())
-                .await?;
+        let intake = Intake::open(
+            ports.log.clone(),
+            seen.clone(),
+            Some(store.clone()),
+            &config,
+            process.clock.clone(),
+        )
+        .await?;
         let gateway = Gateway::new(
             Arc::new(intake),
             view.clone(),
@@ -54,9 +64,10 @@ impl Server {
         let egress = Egress::new(&config).context("configuration: `webhooks`")?;
         let mut stages = panopticon_stream_workers::dedupe(seen, store.clone(), &config);
         stages.extend(panopticon_stream_workers::store(&store, &config));
-        stages.extend(panopticon_anomaly_detector::stages(&config));
-        stages.extend(panopticon_guard_enforcer::stages(&view, &config));
-        stages.extend(panopticon_webhook_dispatcher::stages(writer.clone(), sealer.clone(), &config)?);
+        let partitions = ports.log.topic(Topic::Traces).await?.partitions;
+        stages.extend(panopticon_anomaly_detector::stages(&config.stages, partitions));
+        stages.extend(panopticon_guard_enforcer::stages(view.clone(), &config.stages, partitions));
+        stages.extend(panopticon_webhook_dispatcher::stages(&config, writer.clone(), sealer.clone())?);
 
         let counts = gateway.intake.counts.clone();
         let room = panopticon_control_room::router(ControlRoom {
@@ -69,7 +80,6 @@ impl Server {
             clock: process.clock.clone(),
             health: process.health.clone(),
             admin_digests: vec![secrets::digest(admin_token.expose())],
-            default_rate_limit: panopticon_guard_enforcer::DEFAULT_RATE_LIMIT,
             stages: GROUPS.to_vec(),
             gateway_counts: Some(Arc::new(move |client_id: &str| counts.of(client_id))),
             check_url: Arc::new(move |url: &str| egress.check_url(url).map_err(|error| error.to_string())),

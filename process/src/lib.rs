@@ -11,7 +11,7 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use metrics_exporter_prometheus::PrometheusHandle;
 use panopticon_core::{
-    config::Config,
+    config::{Config, Secret},
     control::ControlView,
     health::Health,
     log::LogError,
@@ -109,6 +109,22 @@ impl Process {
                 config.secrets.key.clone()
             };
         Ok(Sealer::new(&key)?)
+    }
+
+    /// The token with the role admin: configured, or kept in the file `admin.token` of the data directory,
+    /// which is made (mode 0600) where it does not exist.
+    pub fn admin_token(&self) -> anyhow::Result<Secret> {
+        if !self.config.admin_token.is_empty() {
+            return Ok(self.config.admin_token.clone());
+        }
+        std::fs::create_dir_all(&self.config.data_dir)
+            .with_context(|| format!("cannot make {}", self.config.data_dir.display()))?;
+        Ok(secrets::file_or_make(&self.admin_token_file(), || secrets::random_key(secrets::TOKEN_PREFIX))?)
+    }
+
+    /// Where [`Process::admin_token`] keeps it.
+    pub fn admin_token_file(&self) -> PathBuf {
+        self.config.data_dir.join("admin.token")
     }
 
     /// Deletes what is past its time, every minute until the end.

@@ -94,7 +94,8 @@ impl Process {
 
     async fn distributed(&self, needs: Needs) -> anyhow::Result<Ports> {
         let (config, clock) = (&self.config, &self.clock);
-        let log: Arc<dyn EventLog> = Arc::new(kafka::KafkaLog::connect(config).context("Kafka")?);
+        let connect = || async { Ok(kafka::KafkaLog::connect(config).await?) };
+        let log: Arc<dyn EventLog> = Arc::new(self.until_there("Kafka", connect).await?);
         let seen: Option<Arc<dyn SeenSet>> = if needs.seen {
             let connect =
                 || async { Ok(redis::RedisSeen::connect(config, SharedClock::clone(clock)).await?) };

@@ -187,10 +187,9 @@ impl ControlState {
     pub fn rate_limit(&self, client_id: &str) -> RateLimitBody {
         match self.policies.get(client_id).and_then(|policy| policy.rate_limit.as_ref()) {
             None => RateLimitBody::default(),
-            Some(own) => RateLimitBody {
-                per_minute: own.per_minute,
-                per_tool_per_minute: own.per_tool_per_minute,
-            },
+            Some(own) => {
+                RateLimitBody { per_minute: own.per_minute, per_tool_per_minute: own.per_tool_per_minute }
+            }
         }
     }
 

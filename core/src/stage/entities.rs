@@ -127,9 +127,9 @@ impl<E: Entity> Entities<E> {
     pub fn take_up(&mut self, parts: [&str; 2], offset: u64, replay: bool) -> Option<Slot> {
         let hash = self.hasher.hash_one((parts[0].as_bytes(), parts[1].as_bytes()));
         let slots = &self.slots;
-        let found = self.index.find(hash, |slot| {
-            slots[*slot].1.as_ref().is_some_and(|entry| is_joined(&entry.key, parts))
-        });
+        let found = self
+            .index
+            .find(hash, |slot| slots[*slot].1.as_ref().is_some_and(|entry| is_joined(&entry.key, parts)));
         let slot = match found {
             Some(slot) => *slot,
             None => {
@@ -389,7 +389,10 @@ mod tests {
     }
 
     fn names(changes: &[(Vec<u8>, Option<EntityState>)]) -> Vec<(String, bool)> {
-        changes.iter().map(|(key, state)| (String::from_utf8_lossy(key).into_owned(), state.is_some())).collect()
+        changes
+            .iter()
+            .map(|(key, state)| (String::from_utf8_lossy(key).into_owned(), state.is_some()))
+            .collect()
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 mod dead_letter;
 mod entities;
+mod episode;
+mod groups;
 mod rule;
 mod sliding;
 mod transform;
@@ -19,6 +21,8 @@ use tracing::{Instrument, debug, error, info, info_span, warn};
 pub use self::{
     dead_letter::{dead_letter, dead_letter_row},
     entities::{Entities, Entity, Slot},
+    episode::{Course, EpisodeForm},
+    groups::GROUPS,
     rule::{Findings, Rule, RuleStage, entity_bytes, traces_of},
     sliding::{Crossing, MAX_DELAY, SlidingWindow, Span},
     transform::{Transform, decode_each, transform},

@@ -22,12 +22,14 @@ pub struct Span {
     pub width: Duration,
     /// One call more is too many.
     pub limit: u32,
+    /// The most calls that are kept for it: at least `2 × (limit + 1)`.
+    pub kept: usize,
 }
 
 impl Span {
-    /// The most calls that are kept for it.
-    pub const fn kept(self) -> usize {
-        2 * (self.limit as usize + 1)
+    /// Keeps no more calls than the limit needs.
+    pub const fn new(width: Duration, limit: u32) -> Self {
+        Self { width, limit, kept: 2 * (limit as usize + 1) }
     }
 }
 
@@ -66,7 +68,7 @@ impl<T: Copy> SlidingWindow<T> {
         while position > 0 && self.calls[position - 1].0 > at {
             position -= 1;
         }
-        let full = self.calls.len() >= span.kept();
+        let full = self.calls.len() >= span.kept;
         if full && position == 0 {
             return None;
         }
@@ -76,7 +78,7 @@ impl<T: Copy> SlidingWindow<T> {
             self.calls.insert(position, (at, note));
         }
         // More than one too many where the limit has been lowered.
-        while self.calls.len() > span.kept() {
+        while self.calls.len() > span.kept {
             self.calls.pop_front();
             position = position.checked_sub(1)?;
         }
@@ -149,16 +151,35 @@ impl<T: Copy> SlidingWindow<T> {
         self.calls.len()
     }
 
-    /// The calls, oldest first.
-    pub fn calls(&self) -> impl Iterator<Item = (Time, T)> + '_ {
-        self.calls.iter().copied()
+    /// The notes of the calls after `start`, up to and with `end`.
+    pub fn notes(&self, start: Time, end: Time) -> impl Iterator<Item = T> + '_ {
+        let within = self.calls.iter().filter(move |(at, _)| start < *at && *at <= end);
+        within.map(|(_, note)| *note)
     }
-}
 
-impl<T> FromIterator<(Time, T)> for SlidingWindow<T> {
-    /// From calls, oldest first, as [`SlidingWindow::calls`] gives them.
-    fn from_iter<I: IntoIterator<Item = (Time, T)>>(calls: I) -> Self {
-        Self { calls: calls.into_iter().collect() }
+    /// The times of its calls for writing down, in microseconds: the first, then each one's distance from
+    /// the one before; with the notes.
+    pub fn to_steps(&self) -> (Vec<i64>, Vec<T>) {
+        let mut before = 0;
+        self.calls
+            .iter()
+            .map(|(at, note)| {
+                let step = at.micros() - before;
+                before = at.micros();
+                (step, *note)
+            })
+            .unzip()
+    }
+
+    /// Reads what [`SlidingWindow::to_steps`] gave.
+    pub fn from_steps(steps: &[i64], notes: impl IntoIterator<Item = T>) -> Self {
+        let mut at = 0_i64;
+        let times = steps.iter().enumerate().map(|(n, step)| {
+            // Whatever was written down, the calls are in order.
+            at = at.saturating_add(if n == 0 { *step } else { (*step).max(0) });
+            Time::from_micros(at)
+        });
+        Self { calls: times.zip(notes).collect() }
     }
 }
 
@@ -169,7 +190,7 @@ mod tests {
     use super::*;
 
     const fn span(limit: u32) -> Span {
-        Span { width: Duration::from_secs(60), limit }
+        Span::new(Duration::from_secs(60), limit)
     }
 
     fn ends_over(calls: &[i64], with: i64, limit: usize) -> Vec<i64> {
@@ -200,7 +221,7 @@ mod tests {
                 prop_assume!(at > newest - 60);
                 let expected = ends_over(&all, at, limit as usize);
                 let position = window.insert(Time::from_secs(at), (), span(limit));
-                prop_assert!(window.len() <= span(limit).kept());
+                prop_assert!(window.len() <= span(limit).kept);
                 let found = position.and_then(|p| window.crossing(p, span(limit), Time::from_secs(i64::MIN / 2_000_000)));
                 // Once calls have been dropped, only the last window over the limit has to be exact.
                 let over_before = last_over;
@@ -217,6 +238,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_window_written_down_reads_back_as_the_same() {
+        let mut window = SlidingWindow::default();
+        for (at, note) in [(5_000_000, 'a'), (2, 'b'), (7_000_000, 'c'), (7_000_000, 'd')] {
+            window.insert(Time::from_micros(at), note, span(9));
+        }
+        let (steps, notes) = window.to_steps();
+        assert_eq!(steps, [2, 4_999_998, 2_000_000, 0]);
+        assert_eq!(SlidingWindow::from_steps(&steps, notes), window);
     }
 
     #[test]

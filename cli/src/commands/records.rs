@@ -1,0 +1,90 @@
+//! What operators look up: the audit record and dead letters.
+
+use clap::{Args, Subcommand};
+use panopticon_core::ids::ClientId;
+use serde_json::Value;
+
+use super::{Session, cell};
+use crate::{control::row, failure::Outcome, when::When};
+
+/// Show who changed what, newest first
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  logi panopticon audit
+  logi panopticon audit --client-id my-app --since 7d --json")]
+pub(crate) struct Audit {
+    /// Only about this app
+    #[arg(long, value_name = "CLIENT_ID")]
+    client_id: Option<ClientId>,
+    /// From here on: a time, a date, or a span back such as 7d
+    #[arg(long, value_name = "T", value_parser = When::parse)]
+    since: Option<When>,
+    /// At most this many
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    limit: usize,
+}
+
+impl Audit {
+    pub(crate) async fn run(self, s: &Session) -> Outcome {
+        let query = [
+            ("client_id", self.client_id.map(Into::into)),
+            ("since", self.since.map(|since| since.start().to_string())),
+        ];
+        let rows = s.control.list("/audit", &query, self.limit).await?;
+        if s.out.json {
+            return s.out.json_list(&rows);
+        }
+        let cells = rows.iter().map(|raw| {
+            let entry: Value = row(raw)?;
+            Ok(["at", "actor", "action", "client_id", "target", "detail"].map(|field| cell(&entry, field)))
+        });
+        let heading = ["AT", "ACTOR", "ACTION", "CLIENT_ID", "TARGET", "DETAIL"];
+        s.out.table(heading, cells.collect::<Outcome<_>>()?, "nothing was changed")
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeadLetters {
+    List(ListDeadLetters),
+}
+
+/// List the records that a stage could not take, newest first
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  logi panopticon dead-letters list")]
+pub(crate) struct ListDeadLetters {
+    /// At most this many
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    limit: usize,
+}
+
+impl DeadLetters {
+    pub(crate) async fn run(self, s: &Session) -> Outcome {
+        let Self::List(ListDeadLetters { limit }) = self;
+        let rows = s.control.list("/dead-letters", &[], limit).await?;
+        if s.out.json {
+            return s.out.json_list(&rows);
+        }
+        let cells = rows.iter().map(|raw| {
+            let letter: Value = row(raw)?;
+            let place = format!(
+                "{} {}/{}",
+                cell(&letter, "topic"),
+                cell(&letter, "partition"),
+                cell(&letter, "offset")
+            );
+            Ok([
+                cell(&letter, "at"),
+                cell(&letter, "stage"),
+                place,
+                cell(&letter, "error"),
+                cell(&letter, "dead_letter_id"),
+            ])
+        });
+        s.out.table(
+            ["AT", "STAGE", "PLACE", "ERROR", "ID"],
+            cells.collect::<Outcome<_>>()?,
+            "no dead letters",
+        )
+    }
+}

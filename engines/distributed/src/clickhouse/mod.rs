@@ -1,0 +1,164 @@
+//! The trace store on ClickHouse.
+//!
+//! [`migrate`] makes the tables, which are also what analysts read (`infra/clickhouse/*.sql`).
+//! [`ClickhouseStore`] puts batches in, exactly once, and answers the control room's queries. Rows are
+//! written in RowBinary by hand, so that a batch is kept until its outcome is known and can be cut in two.
+
+mod batch;
+mod events;
+mod filter;
+mod insert;
+mod migrate;
+mod row_binary;
+mod server;
+mod settle;
+mod traces;
+mod usage;
+mod usage_query;
+
+use std::{collections::HashSet, time::Duration};
+
+use async_trait::async_trait;
+use panopticon_core::{
+    config::Config,
+    ids::{ClientId, EventId},
+    proto::log::{AuditEntry, Delivery, Detection, GuardAction},
+    store::{
+        Attempt, BatchRange, EventQuery, Page, RefusedRow, Rows, StoreError, TimelineQuery, TraceStore,
+        UsageCounts,
+    },
+    time::{SharedClock, Time},
+    trace::AcceptedTrace,
+};
+use parking_lot::Mutex;
+
+use batch::Batch;
+use insert::Names;
+use server::Server;
+use settle::Unsettled;
+
+pub use migrate::{Migrated, migrate};
+
+/// Ranges of unknown outcome that are remembered; a partition has one at most.
+const MAX_DOUBTS: usize = 10_000;
+
+/// Keeps traces and what came of them in ClickHouse.
+pub struct ClickhouseStore {
+    server: Server,
+    clock: SharedClock,
+    raw: Duration,
+    /// What this process began to insert and does not know the end of.
+    doubts: Mutex<HashSet<BatchRange>>,
+}
+
+impl ClickhouseStore {
+    /// Connects to the configured server. `clock` says which rows are past their time.
+    ///
+    /// [`StoreError::Unavailable`] when the server is not there, [`StoreError::Broken`] when it is too old or
+    /// its tables are not those of this build: run [`migrate`] first.
+    pub async fn connect(config: &Config, clock: SharedClock) -> Result<Self, StoreError> {
+        let server = Server::new(&config.clickhouse)?;
+        migrate::check(&server).await?;
+        Ok(Self { server, clock, raw: config.retention.raw(), doubts: Mutex::default() })
+    }
+
+    /// The time before which raw rows are not shown.
+    fn raw_from(&self) -> Time {
+        self.clock.now().minus(self.raw)
+    }
+
+    fn in_doubt(&self, range: &BatchRange) -> bool {
+        self.doubts.lock().contains(range)
+    }
+
+    fn doubt(&self, range: BatchRange) {
+        let mut doubts = self.doubts.lock();
+        if doubts.len() < MAX_DOUBTS {
+            doubts.insert(range);
+        }
+    }
+}
+
+#[async_trait]
+impl TraceStore for ClickhouseStore {
+    async fn insert(
+        &self,
+        range: BatchRange,
+        rows: Rows,
+        attempt: Attempt,
+    ) -> Result<Vec<RefusedRow>, StoreError> {
+        let (batch, mut refused) = Batch::new(&range, &rows);
+        if batch.len() == 0 {
+            return Ok(refused);
+        }
+        let doubtful = attempt == Attempt::Again || self.in_doubt(&range);
+        // From here on, whatever stops this call leaves the outcome unknown.
+        self.doubt(range);
+        let refused_rows = if doubtful {
+            let traces = match &rows {
+                Rows::Traces(traces) => traces.as_slice(),
+                _ => &[],
+            };
+            let (server, batch, range) = (&self.server, &batch, &range);
+            Unsettled { server, range, batch, traces, expired_before: self.raw_from() }.settle().await?
+        } else {
+            let names = Names::new(&self.server, &range);
+            insert::send(&self.server, &batch, &names.token("")).await?
+        };
+        self.doubts.lock().remove(&range);
+        refused.extend(insert::named(&batch, refused_rows));
+        refused.sort_by_key(|row| (row.offset, row.index));
+        Ok(refused)
+    }
+
+    async fn timeline(
+        &self,
+        client_id: &ClientId,
+        query: &TimelineQuery,
+    ) -> Result<Page<AcceptedTrace>, StoreError> {
+        Ok(traces::timeline(&self.server, client_id, query, self.raw_from()).await?)
+    }
+
+    async fn find(&self, event_id: EventId) -> Result<Vec<AcceptedTrace>, StoreError> {
+        Ok(traces::find(&self.server, event_id, self.raw_from()).await?)
+    }
+
+    async fn known(&self, traces: &[(ClientId, EventId)]) -> Result<Vec<bool>, StoreError> {
+        Ok(traces::known(&self.server, traces, self.raw_from()).await?)
+    }
+
+    async fn usage(
+        &self,
+        client_id: &ClientId,
+        since: jiff::civil::Date,
+        until: jiff::civil::Date,
+        zone: &str,
+    ) -> Result<Vec<(jiff::civil::Date, UsageCounts)>, StoreError> {
+        Ok(usage_query::usage(&self.server, client_id, since, until, zone).await?)
+    }
+
+    async fn detections(&self, query: &EventQuery) -> Result<Page<Detection>, StoreError> {
+        Ok(events::detections(&self.server, query).await?)
+    }
+
+    async fn actions(&self, query: &EventQuery) -> Result<Page<GuardAction>, StoreError> {
+        Ok(events::actions(&self.server, query).await?)
+    }
+
+    async fn deliveries(&self, query: &EventQuery) -> Result<Page<Delivery>, StoreError> {
+        Ok(events::deliveries(&self.server, query, self.raw_from()).await?)
+    }
+
+    async fn audit(&self, query: &EventQuery) -> Result<Page<AuditEntry>, StoreError> {
+        Ok(events::audit(&self.server, query).await?)
+    }
+
+    async fn last_received(&self, client_id: &ClientId) -> Result<Option<Time>, StoreError> {
+        Ok(traces::last_received(&self.server, client_id).await?)
+    }
+
+    /// ClickHouse deletes by the tables' TTL.
+    async fn expire(&self, _now: Time) -> Result<(), StoreError> {
+        Ok(())
+    }
+}

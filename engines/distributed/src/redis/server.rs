@@ -1,0 +1,138 @@
+//! The connection, and what the server must be like for marks to be safe in it.
+
+use std::time::Duration;
+
+use panopticon_core::{config::RedisConfig, seen::SeenError};
+use redis::{
+    Client, RedisError,
+    aio::{ConnectionManager, ConnectionManagerConfig},
+};
+
+/// Reconnects that one call waits for, at most, beside the configured timeout.
+const RECONNECTS: usize = 3;
+const RECONNECT_MIN: Duration = Duration::from_millis(50);
+const RECONNECT_MAX: Duration = Duration::from_millis(500);
+
+/// The oldest server that has everything in use.
+const OLDEST_VERSION: (u32, u32) = (6, 2);
+
+/// What is assumed of a server that does not tell its `hash-max-listpack-entries`: the smallest default
+/// that there has been.
+const ASSUMED_LISTPACK_ENTRIES: u32 = 128;
+/// Below this, hashes spend more on their names than they save.
+const SMALLEST_LISTPACK_ENTRIES: u32 = 64;
+/// A field has 12 bytes, a value at most 25.
+const LONGEST_ENTRY_BYTES: u32 = 25;
+
+/// A server that was checked.
+pub(super) struct Server {
+    pub(super) connection: ConnectionManager,
+    /// Where it is, without user and password.
+    pub(super) address: String,
+    /// How many entries a hash may have before it takes several times the memory for each.
+    pub(super) listpack_entries: u32,
+}
+
+impl Server {
+    pub(super) async fn connect(config: &RedisConfig) -> Result<Self, SeenError> {
+        // The error of a URL that cannot be read is not shown: it may repeat the password.
+        let client = Client::open(config.url.expose()).map_err(|_| {
+            SeenError::Broken("`redis.url` is not of the form redis://[user:password@]host:port[/db]".into())
+        })?;
+        let address = client.get_connection_info().addr().to_string();
+        let timeout = Duration::from_millis(config.timeout_ms);
+        let manager = ConnectionManagerConfig::new()
+            .set_number_of_retries(RECONNECTS)
+            .set_min_delay(RECONNECT_MIN)
+            .set_max_delay(RECONNECT_MAX)
+            .set_connection_timeout(Some(timeout))
+            .set_response_timeout(Some(timeout));
+        let mut connection = client
+            .get_connection_manager_with_config(manager)
+            .await
+            .map_err(|error| unavailable(&address, &error))?;
+        check_server(&mut connection, &address, config.allow_eviction).await?;
+        let listpack_entries = listpack_entries(&mut connection, &address).await;
+        Ok(Self { connection, address, listpack_entries })
+    }
+}
+
+/// Passes by itself.
+pub(super) fn unavailable(address: &str, error: &RedisError) -> SeenError {
+    SeenError::Unavailable(format!("Redis at {address}: {error}"))
+}
+
+async fn check_server(
+    connection: &mut ConnectionManager,
+    address: &str,
+    allow_eviction: bool,
+) -> Result<(), SeenError> {
+    let info: String =
+        redis::cmd("INFO").query_async(connection).await.map_err(|error| unavailable(address, &error))?;
+    check_info(&info, allow_eviction)
+        .map_err(|problem| SeenError::Broken(format!("Redis at {address}: {problem}")))
+}
+
+fn check_info(info: &str, allow_eviction: bool) -> Result<(), String> {
+    let field =
+        |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
+    let version = field("redis_version").unwrap_or_default();
+    let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < OLDEST_VERSION {
+        let (major, minor) = OLDEST_VERSION;
+        return Err(format!("version {version} is too old; it must be at least {major}.{minor}"));
+    }
+    if field("cluster_enabled") == Some("1") {
+        return Err("it runs as a cluster; the seen set needs one primary, with replicas as you like".into());
+    }
+    let policy = field("maxmemory_policy").unwrap_or("noeviction");
+    if field("maxmemory") != Some("0") && policy != "noeviction" && !allow_eviction {
+        return Err(format!(
+            "maxmemory-policy is {policy}: it may evict marks, and duplicates would then be stored; set it \
+             to noeviction, or `redis.allow_eviction` for development"
+        ));
+    }
+    Ok(())
+}
+
+async fn listpack_entries(connection: &mut ConnectionManager, address: &str) -> u32 {
+    // Managed servers often refuse CONFIG; then the defaults hold.
+    let mut limit = async |name: &str| -> Option<u32> {
+        let answer: Result<Vec<String>, _> =
+            redis::cmd("CONFIG").arg("GET").arg(name).query_async(connection).await;
+        answer.ok()?.get(1)?.parse().ok()
+    };
+    let entries = limit("hash-max-listpack-entries").await;
+    let value_bytes = limit("hash-max-listpack-value").await;
+    let entries = entries.unwrap_or(ASSUMED_LISTPACK_ENTRIES);
+    if entries < SMALLEST_LISTPACK_ENTRIES || value_bytes.is_some_and(|bytes| bytes < LONGEST_ENTRY_BYTES) {
+        tracing::warn!(
+            %address,
+            entries,
+            "Redis keeps small hashes in a wasteful way: set hash-max-listpack-entries to 512 and \
+             hash-max-listpack-value to 64"
+        );
+    }
+    entries.max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_may_evict_marks_is_refused_unless_allowed() {
+        let evicting = "redis_version:7.0.15\r\nmaxmemory:100\r\nmaxmemory_policy:allkeys-lru\r\n";
+        assert!(check_info(evicting, false).unwrap_err().contains("noeviction"));
+        assert!(check_info(evicting, true).is_ok());
+        let unlimited = "redis_version:7.0.15\r\nmaxmemory:0\r\nmaxmemory_policy:allkeys-lru\r\n";
+        assert!(check_info(unlimited, false).is_ok());
+    }
+
+    #[test]
+    fn an_old_server_and_a_cluster_are_refused() {
+        assert!(check_info("redis_version:5.0.7\r\nmaxmemory:0\r\n", false).is_err());
+        assert!(check_info("redis_version:6.2.0\r\nmaxmemory:0\r\n", false).is_ok());
+        assert!(check_info("redis_version:7.2.4\r\nmaxmemory:0\r\ncluster_enabled:1\r\n", false).is_err());
+    }
+}

@@ -1,0 +1,13 @@
+//! What the trace store promises, on a real ClickHouse: set `PANOPTICON_TEST_CLICKHOUSE_URL`.
+
+// Everything here runs in tests only.
+#![allow(clippy::unwrap_used)]
+
+mod events;
+mod fixture;
+mod inserts;
+mod load;
+mod refused;
+mod schema;
+mod traces;
+mod usage;

@@ -1,0 +1,9 @@
+//! The event log's promises, on a real Kafka: `PANOPTICON_TEST_KAFKA_BROKERS` says where. Without it the
+//! tests say that they were skipped. Each has topics of its own.
+
+mod bed;
+mod faults;
+mod latency;
+mod leases;
+mod rebalances;
+mod records;

@@ -1,0 +1,116 @@
+//! Exactly-once inserts: how far each partition is in stands in the file beside the rows, and is written in
+//! the same transaction.
+
+use std::{ops::Range, sync::Arc};
+
+use panopticon_core::store::{BatchRange, Row, Rows};
+use rusqlite::{OptionalExtension as _, params};
+
+use super::{event_rows, trace_rows};
+use crate::{
+    Core,
+    fault::Fault,
+    writer::{Durability, Tx},
+};
+
+/// Rows that one job inserts, unless a record has more: the gateway's appends wait behind it.
+const JOB_ROWS: usize = 2_000;
+
+/// Writes rows of one kind; they came from this partition.
+type Put<T> = fn(&mut Tx<'_>, u32, &[Row<T>]) -> Result<(), Fault>;
+
+/// Puts a batch in, unless it is in.
+pub(super) async fn insert(core: &Arc<Core>, range: BatchRange, rows: Rows) -> Result<(), Fault> {
+    match rows {
+        Rows::Traces(rows) => insert_rows(core, range, rows, trace_rows::put).await,
+        Rows::Detections(rows) => insert_rows(core, range, rows, event_rows::put_detections).await,
+        Rows::GuardActions(rows) => insert_rows(core, range, rows, event_rows::put_actions).await,
+        Rows::Deliveries(rows) => insert_rows(core, range, rows, event_rows::put_deliveries).await,
+        Rows::Audit(rows) => insert_rows(core, range, rows, event_rows::put_audit).await,
+    }
+}
+
+async fn insert_rows<T>(
+    core: &Arc<Core>,
+    range: BatchRange,
+    rows: Vec<Row<T>>,
+    put: Put<T>,
+) -> Result<(), Fault>
+where
+    T: Send + Sync + 'static,
+{
+    let rows = Arc::new(rows);
+    for (part, to) in parts(&rows, range.to) {
+        let rows = Arc::clone(&rows);
+        let job = core.writer.run(Durability::Lazy, move |tx| {
+            let next = progress(tx, &range)?;
+            if next >= to {
+                return Ok(());
+            }
+            let rows = &rows[part.clone()];
+            let new = &rows[rows.partition_point(|row| row.offset < next)..];
+            put(tx, range.partition, new)?;
+            set_progress(tx, &range, to)
+        });
+        job.await?;
+    }
+    Ok(())
+}
+
+/// Cuts rows into parts of whole records, each with the offset after its last; the last ends with the batch.
+fn parts<T>(rows: &[Row<T>], to: u64) -> Vec<(Range<usize>, u64)> {
+    let mut parts = Vec::new();
+    let mut start = 0;
+    for (i, row) in rows.iter().enumerate().skip(1) {
+        let new_record = row.offset != rows[i - 1].offset;
+        if new_record && i - start >= JOB_ROWS {
+            parts.push((start..i, rows[i - 1].offset + 1));
+            start = i;
+        }
+    }
+    parts.push((start..rows.len(), to));
+    parts
+}
+
+fn progress(tx: &Tx<'_>, range: &BatchRange) -> Result<u64, Fault> {
+    let next: Option<i64> = tx
+        .conn
+        .prepare_cached(
+            "SELECT next FROM store_progress WHERE topic = ?1 AND log_id = ?2 AND partition = ?3",
+        )?
+        .query_row(params![range.topic.name(), range.log_id.0.cast_signed(), range.partition], |row| {
+            row.get(0)
+        })
+        .optional()?;
+    Ok(next.unwrap_or(0).cast_unsigned())
+}
+
+fn set_progress(tx: &Tx<'_>, range: &BatchRange, next: u64) -> Result<(), Fault> {
+    tx.conn
+        .prepare_cached(
+            "INSERT OR REPLACE INTO store_progress (topic, log_id, partition, next)
+             VALUES (?1, ?2, ?3, ?4)",
+        )?
+        .execute(params![
+            range.topic.name(),
+            range.log_id.0.cast_signed(),
+            range.partition,
+            next.cast_signed()
+        ])?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_cut_between_records_only_and_ends_where_it_says() {
+        let rows: Vec<Row<()>> = [(3, 1_500), (4, 1_500), (7, 4_000), (8, 1)]
+            .into_iter()
+            .flat_map(|(offset, n)| (0..n).map(move |index| Row { offset, index, value: () }))
+            .collect();
+        assert_eq!(parts(&rows, 12), [(0..3_000, 5), (3_000..7_000, 8), (7_000..7_001, 12)]);
+        assert_eq!(parts::<()>(&[], 12), [(0..0, 12)]);
+    }
+}
