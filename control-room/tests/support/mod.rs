@@ -326,7 +326,7 @@ fn rows_of(topic: Topic, records: &[panopticon_core::log::Stored]) -> Rows {
     }
 }
 
-/// A seal key, for configurations.
+/// A secret of a configuration.
 pub fn secret(text: &str) -> Secret {
     Secret::new(text)
 }

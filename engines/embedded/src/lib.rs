@@ -141,6 +141,7 @@ impl Embedded {
         let catalog = Catalog::open(&conn, config.embedded.partitions, clock.now()).map_err(database)?;
         let catalog = Arc::new(catalog);
         let seen_runs = seen::Runs::open(&conn).map_err(database)?;
+        let trace_ids = store::TraceIds::open(&conn).map_err(database)?;
 
         let threads = |source| OpenError::Directory { path: config.data_dir.clone(), source };
         let checkpoint_conn = open(reader_cache_bytes).map_err(database)?;
@@ -173,7 +174,7 @@ impl Embedded {
         Ok(Self {
             log: Arc::new(log::Log::new(Arc::clone(&core))),
             seen: Arc::new(seen::Seen::new(Arc::clone(&core), seen_runs)),
-            store: Arc::new(store::Store::new(Arc::clone(&core))),
+            store: Arc::new(store::Store::new(Arc::clone(&core), trace_ids)),
             core,
         })
     }

@@ -39,14 +39,10 @@ const LOG_AND_SEEN: &str = "
         stage TEXT NOT NULL, slot INTEGER NOT NULL, next INTEGER NOT NULL, metadata TEXT NOT NULL,
         PRIMARY KEY (stage, slot)) WITHOUT ROWID;
 
-    -- Marks come in random order: they are collected in a small table and moved on in sorted runs.
+    -- Marks come in random order: they are collected as they come and moved on in sorted runs.
     CREATE TABLE seen_recent (
-        key BLOB PRIMARY KEY, log_id INTEGER NOT NULL, partition INTEGER NOT NULL, offset INTEGER NOT NULL,
-        idx INTEGER NOT NULL) WITHOUT ROWID;
-    CREATE TABLE seen_recent_info (
-        id INTEGER PRIMARY KEY CHECK (id = 1), marks INTEGER NOT NULL, first_at INTEGER NOT NULL,
-        last_at INTEGER NOT NULL);
-    INSERT INTO seen_recent_info VALUES (1, 0, 0, 0);
+        id INTEGER PRIMARY KEY, at INTEGER NOT NULL, key BLOB NOT NULL, log_id INTEGER NOT NULL,
+        partition INTEGER NOT NULL, offset INTEGER NOT NULL, idx INTEGER NOT NULL);
     CREATE TABLE seen_runs (run INTEGER PRIMARY KEY, last_at INTEGER NOT NULL, filter BLOB NOT NULL);
     CREATE TABLE seen_places (
         run INTEGER NOT NULL, key BLOB NOT NULL, log_id INTEGER NOT NULL, partition INTEGER NOT NULL,
@@ -68,12 +64,10 @@ const STORE: &str = "
         attributes TEXT NOT NULL, received_at INTEGER NOT NULL, late INTEGER NOT NULL,
         log_partition INTEGER NOT NULL, log_offset INTEGER NOT NULL, log_index INTEGER NOT NULL);
     CREATE INDEX traces_rows_timeline ON traces_rows (client_id, started_at, user_hash);
-    CREATE TABLE traces_info (
-        id INTEGER PRIMARY KEY CHECK (id = 1), next_row INTEGER NOT NULL, recent_ids INTEGER NOT NULL);
-    INSERT INTO traces_info VALUES (1, 1, 0);
-    -- Event ids come in random order too: collected, then moved on in sorted runs.
-    CREATE TABLE trace_ids_recent (
-        event_id BLOB NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (event_id, row)) WITHOUT ROWID;
+    CREATE TABLE traces_info (id INTEGER PRIMARY KEY CHECK (id = 1), next_row INTEGER NOT NULL);
+    INSERT INTO traces_info VALUES (1, 1);
+    -- Event ids come in random order too: collected as they come, then moved on in sorted runs.
+    CREATE TABLE trace_ids_recent (row INTEGER PRIMARY KEY, event_id BLOB NOT NULL);
     CREATE TABLE trace_id_runs (run INTEGER PRIMARY KEY, last_row INTEGER NOT NULL);
     CREATE TABLE trace_ids (
         run INTEGER NOT NULL, event_id BLOB NOT NULL, row INTEGER NOT NULL,

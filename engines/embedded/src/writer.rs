@@ -1,5 +1,5 @@
-//! The one thread that writes. All jobs that wait are run in one SQLite transaction, each in a savepoint
-//! of its own, and are answered once it is committed.
+//! The one thread that writes. All jobs that wait are run in one SQLite transaction and are answered once it
+//! is committed; a job that fails fails alone.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -35,6 +35,9 @@ pub(crate) enum Durability {
 pub(crate) struct Tx<'a> {
     pub(crate) conn: &'a Connection,
     pub(crate) now: Time,
+    /// Grows with every transaction that is rolled back: what was read or written in an earlier generation
+    /// and is kept in memory may not be in the file.
+    pub(crate) generation: u64,
     /// One past the last offset, of each partition that was appended to.
     appended: Vec<(Slot, u64)>,
 }
@@ -46,10 +49,13 @@ impl Tx<'_> {
     }
 }
 
+/// A job has a fault for its answer.
+struct Failed;
+
 trait Job: Send {
     fn durability(&self) -> Durability;
-    /// Does the work anew and keeps its result; the fault is also returned.
-    fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), Fault>;
+    /// Does the work anew and keeps its result.
+    fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), Failed>;
     fn answer(self: Box<Self>, committed: Result<(), Fault>);
 }
 
@@ -69,12 +75,12 @@ where
         self.durability
     }
 
-    fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), Fault> {
+    fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), Failed> {
         let result = catch_unwind(AssertUnwindSafe(|| (self.work)(tx)))
             .unwrap_or_else(|_| Err(Fault::Broken("a write job panicked".to_owned())));
-        let fault = result.as_ref().err().cloned();
+        let outcome = if result.is_ok() { Ok(()) } else { Err(Failed) };
         self.result = Some(result);
-        fault.map_or(Ok(()), Err)
+        outcome
     }
 
     fn answer(self: Box<Self>, committed: Result<(), Fault>) {
@@ -110,6 +116,7 @@ impl Writer {
             clock,
             catalog,
             synchronous: None,
+            generation: 0,
             lost_sync: None,
             after_commit: Box::new(after_commit),
         };
@@ -152,12 +159,24 @@ impl Writer {
     }
 }
 
+/// What became of a transaction.
+#[derive(Debug)]
+enum Attempt {
+    /// It is in the file.
+    Committed,
+    /// It was rolled back since this job failed.
+    JobFailed(usize),
+    /// It was rolled back for a reason that concerns all of it.
+    Lost(Fault),
+}
+
 struct GroupCommit {
     conn: Connection,
     clock: SharedClock,
     catalog: std::sync::Arc<Catalog>,
     /// What `PRAGMA synchronous` was last set to.
     synchronous: Option<Durability>,
+    generation: u64,
     /// Set for good once the disk has lost what was synced.
     lost_sync: Option<Fault>,
     after_commit: Box<dyn FnMut() + Send>,
@@ -176,74 +195,73 @@ impl GroupCommit {
         }
     }
 
+    /// Commits the group as one. A job that fails with something written takes the transaction down; it is
+    /// answered, and the others are run again without it. That is rare, and cheaper than a savepoint for
+    /// every job, which copies each page that it changes.
     fn commit_and_answer(&mut self, mut group: Vec<Box<dyn Job>>) {
-        let committed = self.commit(&mut group);
-        if committed.is_err() && group.len() > 1 && self.lost_sync.is_none() {
-            // The transaction was lost as a whole. Alone, each job stands for itself: a small one may
-            // find room where a large one did not.
-            for job in group {
-                let mut alone = vec![job];
-                let committed = self.commit(&mut alone);
-                alone.into_iter().for_each(|job| job.answer(committed.clone()));
+        while !group.is_empty() {
+            match self.commit(&mut group) {
+                Attempt::Committed => group.drain(..).for_each(|job| job.answer(Ok(()))),
+                Attempt::JobFailed(index) => group.remove(index).answer(Ok(())),
+                Attempt::Lost(fault) if group.len() == 1 || self.lost_sync.is_some() => {
+                    group.drain(..).for_each(|job| job.answer(Err(fault.clone())));
+                }
+                // Alone, each job stands for itself: a small one may find room where a large one does not.
+                Attempt::Lost(_) => {
+                    group.drain(..).for_each(|job| self.commit_and_answer(vec![job]));
+                    return;
+                }
             }
-        } else {
-            group.into_iter().for_each(|job| job.answer(committed.clone()));
         }
         (self.after_commit)();
     }
 
-    /// Runs the group in one transaction; a job that fails is rolled back alone.
-    fn commit(&mut self, group: &mut [Box<dyn Job>]) -> Result<(), Fault> {
+    fn commit(&mut self, group: &mut [Box<dyn Job>]) -> Attempt {
         if let Some(fault) = &self.lost_sync {
-            return Err(fault.clone());
+            return Attempt::Lost(fault.clone());
         }
         let started = Instant::now();
-        let outcome = self.transaction(group);
-        if let Err(error) = &outcome {
+        let attempt = self.transaction(group).unwrap_or_else(Attempt::Lost);
+        if !matches!(attempt, Attempt::Committed) {
             if !self.conn.is_autocommit() {
                 let _ = self.conn.execute_batch("ROLLBACK");
             }
-            tracing::warn!(jobs = group.len(), %error, "a write transaction was rolled back");
+            self.generation += 1;
+            tracing::warn!(jobs = group.len(), ?attempt, "a write transaction was rolled back");
             metrics::counter!("panopticon_embedded_rollbacks_total").increment(1);
         }
         metrics::histogram!("panopticon_embedded_commit_seconds").record(started.elapsed().as_secs_f64());
         metrics::histogram!("panopticon_embedded_commit_jobs").record(group.len() as f64);
-        outcome
+        attempt
     }
 
-    fn transaction(&mut self, group: &mut [Box<dyn Job>]) -> Result<(), Fault> {
+    fn transaction(&mut self, group: &mut [Box<dyn Job>]) -> Result<Attempt, Fault> {
         let durable = group.iter().any(|job| job.durability() == Durability::Durable);
         self.set_synchronous(if durable { Durability::Durable } else { Durability::Lazy })?;
         self.conn.execute_batch("BEGIN IMMEDIATE")?;
-        let mut tx = Tx { conn: &self.conn, now: self.clock.now(), appended: Vec::new() };
-        for job in group.iter_mut() {
-            tx.conn.prepare_cached("SAVEPOINT job")?.execute([])?;
-            let before = tx.appended.len();
-            if let Err(fault) = job.run(&mut tx) {
-                if tx.conn.is_autocommit() {
-                    return Err(fault);
-                }
-                tx.conn.prepare_cached("ROLLBACK TO job")?.execute([])?;
-                tx.appended.truncate(before);
+        let now = self.clock.now();
+        let mut tx = Tx { conn: &self.conn, now, generation: self.generation, appended: Vec::new() };
+        for (index, job) in group.iter_mut().enumerate() {
+            let changes = tx.conn.total_changes();
+            let failed = job.run(&mut tx).is_err();
+            if failed && (tx.conn.is_autocommit() || tx.conn.total_changes() != changes) {
+                return Ok(Attempt::JobFailed(index));
             }
-            tx.conn.prepare_cached("RELEASE job")?.execute([])?;
         }
         let appended = tx.appended;
         if let Err(error) = self.conn.execute_batch("COMMIT") {
             if is_lost_sync(&error) {
-                let fault = Fault::Broken(format!(
-                    "the disk failed to keep what was written ({error}); check it, then start again"
-                ));
                 tracing::error!(%error, "fsync failed: no further write is taken");
-                self.lost_sync = Some(fault.clone());
-                return Err(fault);
+                self.lost_sync = Some(Fault::Broken(format!(
+                    "the disk failed to keep what was written ({error}); check it, then start again"
+                )));
             }
-            return Err(error.into());
+            return Err(self.lost_sync.clone().unwrap_or_else(|| error.into()));
         }
         for (slot, next) in appended {
             self.catalog.publish(slot, next);
         }
-        Ok(())
+        Ok(Attempt::Committed)
     }
 
     fn set_synchronous(&mut self, wanted: Durability) -> Result<(), Fault> {

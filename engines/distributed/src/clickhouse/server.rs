@@ -89,6 +89,13 @@ impl Server {
                 "`clickhouse.database` must consist of letters, digits and underscores".to_owned(),
             ));
         }
+        if !config.url.starts_with("http://") {
+            return Err(Failure::Broken(
+                "`clickhouse.url` must begin with http://; this build speaks no TLS to ClickHouse: let a \
+                 proxy beside it do that"
+                    .to_owned(),
+            ));
+        }
         let client = Client::default()
             .with_url(&config.url)
             .with_user(&config.user)

@@ -1,10 +1,10 @@
 //! Retention that overtakes a reader; a broker that goes away.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use panopticon_core::{
-    log::{EventLog, LogError, TailFrom},
+    log::{EventLog, LogError, Poll, TailFrom},
     topic::Topic,
 };
 use rdkafka::{
@@ -13,7 +13,9 @@ use rdkafka::{
     client::DefaultClientContext,
 };
 
-use crate::bed::{Bed, STAGE, commit_next, lease, limits, take, texts, within};
+use crate::bed::{
+    Bed, STAGE, commit_next, lease, limits, message, output, read_all, take, texts, within,
+};
 
 /// Does what retention does, at once.
 async fn delete_before(bed: &Bed, topic: Topic, partition: i32, offset: i64) {
@@ -62,4 +64,110 @@ async fn what_retention_has_taken_is_a_hole_and_never_a_jump() {
     let mut fresh = bed.log.subscribe("another-stage", Topic::TracesRaw).await.unwrap();
     let mut lease = crate::bed::lease(&mut fresh).await;
     assert_eq!(texts(&take(&mut *lease, 1).await), ["5"]);
+}
+
+/// Controls the broker: `PANOPTICON_TEST_KAFKA_CONTROL` is a program that is given `kill`, `start`, `stop`
+/// (SIGSTOP) or `continue`. Without it, or with other tests at the same broker, there is nothing to control.
+fn control(what: &str) {
+    let program = std::env::var("PANOPTICON_TEST_KAFKA_CONTROL").expect("checked before");
+    assert!(std::process::Command::new(program).arg(what).status().unwrap().success());
+}
+
+fn is_controlled() -> bool {
+    let given = std::env::var_os("PANOPTICON_TEST_KAFKA_CONTROL").is_some();
+    if !given {
+        eprintln!("skipped: PANOPTICON_TEST_KAFKA_CONTROL is not set");
+    }
+    given
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_survives_a_kill_of_the_broker_and_everyone_goes_on() {
+    if !is_controlled() {
+        return;
+    }
+    let Some(bed) = Bed::new(1).await else { return };
+    let mut tail = bed.log.tail(Topic::Traces, TailFrom::Start).await.unwrap();
+    let mut subscription = bed.log.subscribe(STAGE, Topic::TracesRaw).await.unwrap();
+    let mut lease = lease(&mut subscription).await;
+    let mut writer = bed.log.writer("w").await.unwrap();
+    let mut acknowledged = Vec::new();
+    let mut processed = Vec::new();
+    for round in 0..3 {
+        for i in 0..20 {
+            acknowledged.push(bed.append(Topic::TracesRaw, 0, &format!("{round}/{i}")).await);
+        }
+        control("kill");
+        let begin = Instant::now();
+        let away = bed.log.append(Topic::TracesRaw, 0, message("perhaps")).await;
+        println!("an append without a broker: {away:?} after {:?}", begin.elapsed());
+        assert!(matches!(away, Err(LogError::Unavailable(_))));
+        control("start");
+        let begin = Instant::now();
+        while let Err(error) = bed.log.append(Topic::TracesRaw, 0, message("back")).await {
+            assert!(error.is_transient(), "{error}");
+        }
+        println!("appends again after {:?}", begin.elapsed());
+        loop {
+            let records = match within(lease.poll(limits(100, Duration::from_secs(3)))).await {
+                Ok(Poll::Records(records)) if records.is_empty() => break,
+                Ok(Poll::Records(records)) => records,
+                // The broker was away for longer than the session: a member again, and a new lease.
+                Ok(Poll::Revoked) => {
+                    drop(lease);
+                    lease = crate::bed::lease(&mut subscription).await;
+                    println!("a new lease after {:?}", begin.elapsed());
+                    continue;
+                }
+                Err(error) => panic!("{error}"),
+            };
+            let outputs = vec![output(Topic::Traces, 0, &format!("{}", records.len()))];
+            match commit_next(&mut *lease, records[records.len() - 1].offset + 1, outputs).await {
+                Ok(()) => processed.extend(records.iter().map(|r| r.offset)),
+                Err(LogError::Fenced(why)) => {
+                    println!("fenced: {why}");
+                    drop(lease);
+                    lease = crate::bed::lease(&mut subscription).await;
+                }
+                Err(error) => {
+                    println!("undone: {error}");
+                    while let Err(error) = lease.rewind().await {
+                        println!("not yet: {error}");
+                        tokio::time::sleep(Duration::from_millis(200)).await;
+                    }
+                }
+            }
+        }
+        println!("processed after {:?}", begin.elapsed());
+        writer.commit(vec![output(Topic::Audit, 0, "still the writer")]).await.unwrap();
+    }
+    let stored: Vec<u64> =
+        read_all(&*bed.log, Topic::TracesRaw, 0).await.iter().map(|stored| stored.offset).collect();
+    assert!(acknowledged.iter().all(|offset| stored.contains(offset)));
+    assert_eq!(processed, stored, "each once");
+    let written = bed.texts(Topic::Traces, 0).await;
+    for text in written {
+        let (_, followed) = within(tail.next()).await.unwrap().unwrap();
+        assert_eq!(crate::bed::text(&followed.record), text);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hung_broker_is_given_up_within_the_message_timeout() {
+    if !is_controlled() {
+        return;
+    }
+    let Some(bed) = Bed::new(1).await else { return };
+    bed.append(Topic::TracesRaw, 0, "before").await;
+    control("stop");
+    let begin = Instant::now();
+    let hung = bed.log.append(Topic::TracesRaw, 0, message("perhaps")).await;
+    let took = begin.elapsed();
+    control("continue");
+    println!("a hung broker: {hung:?} after {took:?}");
+    assert!(matches!(hung, Err(LogError::Unavailable(_))));
+    assert!(took < Duration::from_millis(bed.config.kafka.message_timeout_ms + 2_000));
+    let begin = Instant::now();
+    while bed.log.append(Topic::TracesRaw, 0, message("after")).await.is_err() {}
+    println!("appends again after {:?}", begin.elapsed());
 }

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::bed::{
-    Bed, STAGE, commit_next, lease, leases, limits, message, output, read_all, take, text, texts, within,
+    Bed, PATIENCE, STAGE, commit_next, lease, leases, limits, message, output, read_all, take, text, texts, within,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,10 +150,9 @@ async fn twenty_thousand_records_come_through_once_while_members_come_and_go() {
     const PER_PARTITION: u64 = 5_000;
     let tally = Arc::new(Tally::default());
     let begin = Instant::now();
-    let far = begin + Duration::from_secs(60);
     let mut members = JoinSet::new();
     // One stays; the others come and go, some while records are still being written.
-    let steady_until = begin + Duration::from_secs(120);
+    let steady_until = begin + Duration::from_secs(300);
     let steady = tokio::spawn(member(Arc::clone(&bed.log), steady_until, Arc::clone(&tally)));
     for i in 0..5_u64 {
         let (log, tally) = (bed.another().await, Arc::clone(&tally));
@@ -166,14 +165,16 @@ async fn twenty_thousand_records_come_through_once_while_members_come_and_go() {
     let feeder = {
         let log = Arc::clone(&bed.log);
         tokio::spawn(async move {
-            for i in 0..PER_PARTITION {
-                let appends = (0..4).map(|p| log.append(Topic::TracesRaw, p, message(&format!("{p}/{i}"))));
+            for chunk in (0..PER_PARTITION).collect::<Vec<_>>().chunks(25) {
+                // In order, since each is handed over before the next.
+                let appends = chunk.iter().flat_map(|i| {
+                    let log = &log;
+                    (0..4).map(move |p| log.append(Topic::TracesRaw, p, message(&format!("{p}/{i}"))))
+                });
                 for append in futures::future::join_all(appends).await {
                     append.unwrap();
                 }
-                if i % 10 == 0 {
-                    tokio::time::sleep(Duration::from_millis(12)).await;
-                }
+                tokio::time::sleep(Duration::from_millis(35)).await;
             }
         })
     };
@@ -183,6 +184,7 @@ async fn twenty_thousand_records_come_through_once_while_members_come_and_go() {
         ended.unwrap();
     }
     println!("alone after {:?}: {tally:?}", begin.elapsed());
+    let far = Instant::now() + PATIENCE;
     while tally.records.load(Ordering::Relaxed) < 4 * PER_PARTITION && Instant::now() < far {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -1,8 +1,12 @@
 //! The marks in the file. Keys come in random order, and an index in random order that outgrows memory
-//! writes a page for every key. So marks are collected in a small table; when that is full, they go on in
-//! one sorted run, which is written from end to end, never touched again, and deleted as a whole.
+//! writes a page for every key. So marks are appended to a table as they come, with the index of that table
+//! in memory; when it is full, they go on in one sorted run, which is written from end to end, never touched
+//! again, and deleted as a whole.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use panopticon_core::{
     ids::{LogId, Place, SeenKey},
@@ -15,8 +19,8 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use super::filter::Filter;
 use crate::{fault::Fault, writer::Tx};
 
-/// Marks that are collected for a run. They fit into memory wherever the writer's cache does.
-const RUN_MARKS: i64 = 65_536;
+/// Marks that are collected for a run, in memory too: a few megabytes.
+const RUN_MARKS: usize = 65_536;
 
 /// A run that fills slowly is closed after this part of the window, so that marks do not outlive it long.
 const WINDOW_PARTS: u32 = 4;
@@ -27,21 +31,30 @@ struct Run {
     filter: Filter,
 }
 
-/// What is kept in memory of the runs in the file: at least of those that are there. A run that was rolled
-/// back may still be here; its number is never used again, so it is only looked for in vain.
+/// What is kept in memory of the marks in the file.
 pub(crate) struct Runs {
     known: Mutex<Known>,
 }
 
+#[derive(Default)]
 struct Known {
+    /// The generation of transactions in which this was read.
+    generation: u64,
+    /// Exactly what is collected for the next run.
+    recent: HashMap<SeenKey, Place>,
+    /// When the oldest and the youngest of it were made.
+    recent_from: Time,
+    recent_to: Time,
+    /// At least the runs in the file. One that was rolled back may be here too: its number is never used
+    /// again, so it is only looked into in vain.
     runs: BTreeMap<i64, Run>,
-    next: i64,
+    next_run: i64,
 }
 
 impl Runs {
-    /// Reads the filters of the runs in the file.
+    /// Reads what is collected, and the filters of the runs.
     pub(crate) fn open(conn: &Connection) -> Result<Self, Fault> {
-        let mut known = Known { runs: BTreeMap::new(), next: 1 };
+        let mut known = Known { next_run: 1, ..Known::default() };
         known.load(conn)?;
         Ok(Self { known: Mutex::new(known) })
     }
@@ -50,46 +63,23 @@ impl Runs {
     pub(super) fn mark(&self, tx: &Tx<'_>, marks: &[Mark], window: Duration) -> Result<Vec<Place>, Fault> {
         let mut known = self.known.lock();
         known.prepare(tx, window)?;
-        let mut places = Vec::with_capacity(marks.len());
-        for mark in marks {
-            places.push(recent(tx.conn, mark.key)?);
-        }
+        let mut places: Vec<_> = marks.iter().map(|mark| known.recent.get(&mark.key).copied()).collect();
         known.look_up(tx.conn, marks, &mut places, tx.now.minus(window))?;
-
-        let mut insert = tx.conn.prepare_cached(
-            "INSERT INTO seen_recent (key, log_id, partition, offset, idx) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT DO NOTHING",
-        )?;
-        let mut made = 0;
-        let mut first = Vec::with_capacity(marks.len());
-        for (Mark { key, place }, found) in marks.iter().zip(places) {
-            let came_first = match found {
-                Some(found) => found,
-                None if insert.execute(columns(*key, place))? == 1 => {
-                    made += 1;
-                    *place
-                }
-                // The same key stood earlier in this batch.
-                None => recent(tx.conn, *key)?.unwrap_or(*place),
-            };
-            first.push(came_first);
-        }
-        note(tx, made)?;
-        Ok(first)
+        let first = marks.iter().zip(places).map(|(mark, found)| {
+            // The same key may stand earlier in this batch.
+            match found.or_else(|| known.recent.get(&mark.key).copied()) {
+                Some(place) => Ok(place),
+                None => known.collect(tx, mark).map(|()| mark.place),
+            }
+        });
+        first.collect()
     }
 
     /// Writes marks over what is there.
     pub(super) fn restore(&self, tx: &Tx<'_>, marks: &[Mark], window: Duration) -> Result<(), Fault> {
-        self.known.lock().prepare(tx, window)?;
-        let mut replace = tx.conn.prepare_cached(
-            "INSERT OR REPLACE INTO seen_recent (key, log_id, partition, offset, idx)
-             VALUES (?1, ?2, ?3, ?4, ?5)",
-        )?;
-        for Mark { key, place } in marks {
-            replace.execute(columns(*key, place))?;
-        }
-        // Those that replaced one are counted too: the run is closed a little early.
-        note(tx, marks.len())
+        let mut known = self.known.lock();
+        known.prepare(tx, window)?;
+        marks.iter().try_for_each(|mark| known.collect(tx, mark))
     }
 
     /// The runs all of whose marks are older than the window.
@@ -105,52 +95,87 @@ impl Runs {
 }
 
 impl Known {
-    /// Reads the filters of runs that were not read before.
+    /// Reads what is collected, and the filters of runs that were not read before.
     fn load(&mut self, conn: &Connection) -> Result<(), Fault> {
+        self.recent.clear();
+        let mut query = conn
+            .prepare_cached("SELECT log_id, partition, offset, idx, key, at FROM seen_recent ORDER BY id")?;
+        let mut rows = query.query([])?;
+        while let Some(row) = rows.next()? {
+            self.note(SeenKey(row.get(4)?), place_of(row)?, Time::from_micros(row.get(5)?));
+        }
         let mut query = conn.prepare_cached("SELECT run, last_at, filter FROM seen_runs WHERE run >= ?1")?;
-        let mut rows = query.query([self.next])?;
+        let mut rows = query.query([self.next_run])?;
         while let Some(row) = rows.next()? {
             let number: i64 = row.get(0)?;
             let filter = Filter::from_bytes(row.get_ref(2)?.as_blob().unwrap_or_default())
                 .ok_or_else(|| Fault::Broken(format!("the filter of seen run {number} is damaged")))?;
             self.runs.insert(number, Run { last_at: Time::from_micros(row.get(1)?), filter });
-            self.next = self.next.max(number + 1);
+            self.next_run = self.next_run.max(number + 1);
         }
         Ok(())
     }
 
-    /// Moves the collected marks into a run where it is time to.
+    /// Makes sure that this is what is in the file, and that there is room to collect in.
     fn prepare(&mut self, tx: &Tx<'_>, window: Duration) -> Result<(), Fault> {
-        let (marks, first_at, last_at): (i64, i64, i64) = tx
-            .conn
-            .prepare_cached("SELECT marks, first_at, last_at FROM seen_recent_info")?
-            .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-        let old = tx.now.since(Time::from_micros(first_at)) > window / WINDOW_PARTS;
-        if marks == 0 || (marks < RUN_MARKS && !old) {
-            return Ok(());
+        if self.generation != tx.generation {
+            self.load(tx.conn)?;
+            self.generation = tx.generation;
         }
-        let number = self.next;
-        self.next += 1;
-        let mut filter = Filter::for_keys(usize::try_from(marks).unwrap_or(0));
-        let mut keys = tx.conn.prepare_cached("SELECT key FROM seen_recent")?;
-        let mut rows = keys.query([])?;
-        while let Some(row) = rows.next()? {
-            filter.insert(SeenKey(row.get(0)?));
+        let old = tx.now.since(self.recent_from) > window / WINDOW_PARTS;
+        if self.recent.len() >= RUN_MARKS || (old && !self.recent.is_empty()) {
+            self.close_run(tx)?;
         }
-        drop(rows);
+        Ok(())
+    }
+
+    /// Moves what is collected into a run.
+    fn close_run(&mut self, tx: &Tx<'_>) -> Result<(), Fault> {
+        let number = self.next_run;
+        self.next_run += 1;
+        let mut filter = Filter::for_keys(self.recent.len());
+        self.recent.keys().for_each(|key| filter.insert(*key));
+        // Of a key that was marked and restored, what was written last counts.
         tx.conn
             .prepare_cached(
-                "INSERT INTO seen_places (run, key, log_id, partition, offset, idx)
-                 SELECT ?1, key, log_id, partition, offset, idx FROM seen_recent ORDER BY key",
+                "INSERT OR REPLACE INTO seen_places (run, key, log_id, partition, offset, idx)
+                 SELECT ?1, key, log_id, partition, offset, idx FROM seen_recent ORDER BY key, id",
             )?
             .execute([number])?;
         tx.conn
             .prepare_cached("INSERT INTO seen_runs (run, last_at, filter) VALUES (?1, ?2, ?3)")?
-            .execute(params![number, last_at, filter.to_bytes()])?;
+            .execute(params![number, self.recent_to.micros(), filter.to_bytes()])?;
         tx.conn.prepare_cached("DELETE FROM seen_recent")?.execute([])?;
-        tx.conn.prepare_cached("UPDATE seen_recent_info SET marks = 0")?.execute([])?;
-        self.runs.insert(number, Run { last_at: Time::from_micros(last_at), filter });
+        self.runs.insert(number, Run { last_at: self.recent_to, filter });
+        self.recent.clear();
         Ok(())
+    }
+
+    /// Adds a mark to what is collected.
+    fn collect(&mut self, tx: &Tx<'_>, Mark { key, place }: &Mark) -> Result<(), Fault> {
+        tx.conn
+            .prepare_cached(
+                "INSERT INTO seen_recent (at, key, log_id, partition, offset, idx)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute(params![
+                tx.now.micros(),
+                key.0,
+                place.log_id.0.cast_signed(),
+                place.partition,
+                place.offset.cast_signed(),
+                place.index
+            ])?;
+        self.note(*key, *place, tx.now);
+        Ok(())
+    }
+
+    fn note(&mut self, key: SeenKey, place: Place, at: Time) {
+        if self.recent.is_empty() {
+            self.recent_from = at;
+        }
+        self.recent_to = at;
+        self.recent.insert(key, place);
     }
 
     /// Looks for the marks that have no place yet in the runs that are not older than `alive`.
@@ -174,29 +199,6 @@ impl Known {
         }
         Ok(())
     }
-}
-
-fn recent(conn: &Connection, key: SeenKey) -> Result<Option<Place>, Fault> {
-    let mut query =
-        conn.prepare_cached("SELECT log_id, partition, offset, idx FROM seen_recent WHERE key = ?1")?;
-    Ok(query.query_row([key.0], place_of).optional()?)
-}
-
-/// Counts `made` new marks among those collected.
-fn note(tx: &Tx<'_>, made: usize) -> Result<(), Fault> {
-    if made > 0 {
-        tx.conn
-            .prepare_cached(
-                "UPDATE seen_recent_info SET first_at = iif(marks = 0, ?2, first_at), last_at = ?2,
-                 marks = marks + ?1",
-            )?
-            .execute(params![i64::try_from(made).unwrap_or(i64::MAX), tx.now.micros()])?;
-    }
-    Ok(())
-}
-
-fn columns(SeenKey(key): SeenKey, place: &Place) -> ([u8; 16], i64, u32, i64, u32) {
-    (key, place.log_id.0.cast_signed(), place.partition, place.offset.cast_signed(), place.index)
 }
 
 fn place_of(row: &Row<'_>) -> rusqlite::Result<Place> {

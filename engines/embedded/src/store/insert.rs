@@ -6,7 +6,7 @@ use std::{ops::Range, sync::Arc};
 use panopticon_core::store::{BatchRange, Row, Rows};
 use rusqlite::{OptionalExtension as _, params};
 
-use super::{event_rows, trace_rows};
+use super::{event_rows, trace_ids::TraceIds, trace_rows};
 use crate::{
     Core,
     fault::Fault,
@@ -16,13 +16,20 @@ use crate::{
 /// Rows that one job inserts, unless a record has more: the gateway's appends wait behind it.
 const JOB_ROWS: usize = 2_000;
 
-/// Writes rows of one kind; they came from this partition.
-type Put<T> = fn(&mut Tx<'_>, u32, &[Row<T>]) -> Result<(), Fault>;
-
-/// Puts a batch in, unless it is in.
-pub(super) async fn insert(core: &Arc<Core>, range: BatchRange, rows: Rows) -> Result<(), Fault> {
+/// Puts a batch in, unless it is in; it came from the partition of its range.
+pub(super) async fn insert(
+    core: &Arc<Core>,
+    ids: &Arc<TraceIds>,
+    range: BatchRange,
+    rows: Rows,
+) -> Result<(), Fault> {
     match rows {
-        Rows::Traces(rows) => insert_rows(core, range, rows, trace_rows::put).await,
+        Rows::Traces(rows) => {
+            let ids = Arc::clone(ids);
+            let put =
+                move |tx: &mut Tx<'_>, partition, rows: &[_]| trace_rows::put(tx, &ids, partition, rows);
+            insert_rows(core, range, rows, put).await
+        }
         Rows::Detections(rows) => insert_rows(core, range, rows, event_rows::put_detections).await,
         Rows::GuardActions(rows) => insert_rows(core, range, rows, event_rows::put_actions).await,
         Rows::Deliveries(rows) => insert_rows(core, range, rows, event_rows::put_deliveries).await,
@@ -34,14 +41,14 @@ async fn insert_rows<T>(
     core: &Arc<Core>,
     range: BatchRange,
     rows: Vec<Row<T>>,
-    put: Put<T>,
+    put: impl FnMut(&mut Tx<'_>, u32, &[Row<T>]) -> Result<(), Fault> + Clone + Send + 'static,
 ) -> Result<(), Fault>
 where
     T: Send + Sync + 'static,
 {
     let rows = Arc::new(rows);
     for (part, to) in parts(&rows, range.to) {
-        let rows = Arc::clone(&rows);
+        let (rows, mut put) = (Arc::clone(&rows), put.clone());
         let job = core.writer.run(Durability::Lazy, move |tx| {
             let next = progress(tx, &range)?;
             if next >= to {

@@ -5,6 +5,7 @@ mod events;
 mod insert;
 mod retention;
 mod timeline;
+mod trace_ids;
 mod trace_rows;
 mod usage;
 
@@ -23,6 +24,7 @@ use panopticon_core::{
 };
 use rusqlite::{Connection, OptionalExtension as _};
 
+pub(crate) use self::trace_ids::TraceIds;
 use crate::{Core, fault::Fault};
 
 /// Most rows that one query answers; a page can be asked for after it.
@@ -31,11 +33,12 @@ const QUERY_ROWS_MAX: u32 = 10_000;
 /// The trace store of a data directory.
 pub(crate) struct Store {
     core: Arc<Core>,
+    ids: Arc<TraceIds>,
 }
 
 impl Store {
-    pub(crate) fn new(core: Arc<Core>) -> Self {
-        Self { core }
+    pub(crate) fn new(core: Arc<Core>, ids: TraceIds) -> Self {
+        Self { core, ids: Arc::new(ids) }
     }
 
     async fn query<T, F>(&self, work: F) -> Result<T, StoreError>
@@ -56,7 +59,7 @@ impl Store {
 impl TraceStore for Store {
     async fn insert(&self, range: BatchRange, rows: Rows, _: Attempt) -> Result<Vec<RefusedRow>, StoreError> {
         // Whether an earlier attempt is in can be read from the file: both kinds are the same here.
-        insert::insert(&self.core, range, rows).await?;
+        insert::insert(&self.core, &self.ids, range, rows).await?;
         Ok(Vec::new())
     }
 
@@ -70,14 +73,15 @@ impl TraceStore for Store {
     }
 
     async fn find(&self, event_id: EventId) -> Result<Vec<AcceptedTrace>, StoreError> {
-        let raw_since = self.raw_since();
-        self.query(move |conn| timeline::find(conn, event_id, raw_since)).await
+        let (ids, raw_since) = (Arc::clone(&self.ids), self.raw_since());
+        self.query(move |conn| timeline::find(conn, &ids, event_id, raw_since)).await
     }
 
     async fn known(&self, traces: &[(ClientId, EventId)]) -> Result<Vec<bool>, StoreError> {
-        let (traces, raw_since) = (traces.to_vec(), self.raw_since());
+        let (ids, traces, raw_since) = (Arc::clone(&self.ids), traces.to_vec(), self.raw_since());
         self.query(move |conn| {
-            traces.iter().map(|(client_id, id)| timeline::known(conn, client_id, *id, raw_since)).collect()
+            let known = |(app, id): &(ClientId, EventId)| timeline::known(conn, &ids, app, *id, raw_since);
+            traces.iter().map(known).collect()
         })
         .await
     }

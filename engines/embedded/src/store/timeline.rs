@@ -6,18 +6,14 @@ use panopticon_core::{
     time::Time,
     trace::{AcceptedTrace, Status, Trace},
 };
-use rusqlite::{Connection, Row, ToSql, params, types::Type};
+use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params, types::Type};
 use uuid::Uuid;
 
-use super::{QUERY_ROWS_MAX, page, trace_rows::user_hash};
+use super::{QUERY_ROWS_MAX, page, trace_ids::TraceIds, trace_rows::user_hash};
 use crate::fault::Fault;
 
 const COLUMNS: &str = "t.event_id, t.client_id, t.user_sub, t.tool, t.scope_used, t.status, t.started_at,
     t.duration_ms, t.session_id, t.agent, t.source_ip, t.error_code, t.attributes, t.received_at, t.late";
-
-/// Where a row with an event id may be: among those collected, or in any run.
-const ROWS_OF_ID: &str = "SELECT row FROM trace_ids_recent WHERE event_id = ?1
-    UNION SELECT i.row FROM trace_id_runs r CROSS JOIN trace_ids i ON i.run = r.run AND i.event_id = ?1";
 
 /// An app's traces received since `raw_since`, newest first.
 pub(super) fn timeline(
@@ -71,31 +67,41 @@ pub(super) fn timeline(
 /// The traces with this event id.
 pub(super) fn find(
     conn: &Connection,
+    ids: &TraceIds,
     event_id: EventId,
     raw_since: Time,
 ) -> Result<Vec<AcceptedTrace>, Fault> {
-    // A run may name rows that are gone.
     let mut statement = conn.prepare_cached(&format!(
-        "SELECT {COLUMNS} FROM ({ROWS_OF_ID}) found CROSS JOIN traces_rows t ON t.row = found.row
-         WHERE t.event_id = ?1 AND t.received_at >= ?2 ORDER BY t.row LIMIT ?3"
+        "SELECT {COLUMNS} FROM traces_rows t WHERE t.row = ?1 AND t.event_id = ?2 AND t.received_at >= ?3"
     ))?;
-    let rows =
-        statement.query_map(params![event_id.0.as_bytes(), raw_since.micros(), QUERY_ROWS_MAX], trace_of)?;
-    Ok(rows.collect::<Result<_, _>>()?)
+    let mut traces = Vec::new();
+    for row in ids.rows(conn, event_id)? {
+        let one = statement
+            .query_row(params![row, event_id.0.as_bytes(), raw_since.micros()], trace_of)
+            .optional()?;
+        traces.extend(one);
+    }
+    Ok(traces)
 }
 
 /// Whether this app has a trace with this event id.
 pub(super) fn known(
     conn: &Connection,
+    ids: &TraceIds,
     client_id: &ClientId,
     event_id: EventId,
     raw_since: Time,
 ) -> Result<bool, Fault> {
-    let mut statement = conn.prepare_cached(&format!(
-        "SELECT 1 FROM ({ROWS_OF_ID}) found CROSS JOIN traces_rows t ON t.row = found.row
-         WHERE t.event_id = ?1 AND t.received_at >= ?2 AND t.client_id = ?3"
-    ))?;
-    Ok(statement.exists(params![event_id.0.as_bytes(), raw_since.micros(), client_id.as_str()])?)
+    let mut statement = conn.prepare_cached(
+        "SELECT 1 FROM traces_rows WHERE row = ?1 AND event_id = ?2 AND received_at >= ?3 AND client_id = ?4",
+    )?;
+    for row in ids.rows(conn, event_id)? {
+        let is_it = params![row, event_id.0.as_bytes(), raw_since.micros(), client_id.as_str()];
+        if statement.exists(is_it)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn trace_of(row: &Row<'_>) -> rusqlite::Result<AcceptedTrace> {

@@ -8,46 +8,48 @@ use panopticon_core::{
 };
 use rusqlite::params;
 
-use super::usage::{BUCKET_SECS, DAY_SECS};
+use super::{
+    trace_ids::TraceIds,
+    usage::{BUCKET_SECS, DAY_SECS},
+};
 use crate::{fault::Fault, writer::Tx};
 
-/// Event ids that are collected for a run; see `trace_ids` in the schema.
-const RUN_IDS: i64 = 65_536;
-
 /// Writes traces and everything that is counted of them.
-pub(super) fn put(tx: &mut Tx<'_>, partition: u32, rows: &[Row<AcceptedTrace>]) -> Result<(), Fault> {
+pub(super) fn put(
+    tx: &mut Tx<'_>,
+    ids: &TraceIds,
+    partition: u32,
+    rows: &[Row<AcceptedTrace>],
+) -> Result<(), Fault> {
     if rows.is_empty() {
         return Ok(());
     }
-    put_rows(tx, partition, rows)?;
+    let first_row = put_rows(tx, partition, rows)?;
+    ids.collect(tx, (first_row..).zip(rows).map(|(row, trace)| (trace.value.trace.event_id, row)))?;
     count_buckets(tx, rows)?;
     count_days(tx, rows)?;
     note_received(tx, rows)
 }
 
-fn put_rows(tx: &Tx<'_>, partition: u32, rows: &[Row<AcceptedTrace>]) -> Result<(), Fault> {
-    let (first_row, recent): (i64, i64) = tx
-        .conn
-        .prepare_cached("SELECT next_row, recent_ids FROM traces_info")?
-        .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+/// Writes the rows, with numbers in their order; answers the first.
+fn put_rows(tx: &Tx<'_>, partition: u32, rows: &[Row<AcceptedTrace>]) -> Result<i64, Fault> {
+    let first_row: i64 =
+        tx.conn.prepare_cached("SELECT next_row FROM traces_info")?.query_row([], |row| row.get(0))?;
     let mut insert = tx.conn.prepare_cached(
         "INSERT INTO traces_rows (row, client_id, started_at, user_hash, event_id, user_sub, tool,
              scope_used, status, duration_ms, session_id, agent, source_ip, error_code, attributes,
              received_at, late, log_partition, log_offset, log_index)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)",
     )?;
-    let mut insert_id =
-        tx.conn.prepare_cached("INSERT INTO trace_ids_recent (event_id, row) VALUES (?1, ?2)")?;
     let mut next_row = first_row;
     for Row { offset, index, value } in rows {
         let AcceptedTrace { trace, received_at, late, .. } = value;
-        let event_id = trace.event_id.0.as_bytes();
         insert.execute(params![
             next_row,
             trace.client_id.as_str(),
             trace.started_at.micros(),
             user_hash(&trace.user_sub),
-            event_id,
+            trace.event_id.0.as_bytes(),
             trace.user_sub,
             trace.tool,
             trace.scope_used,
@@ -64,35 +66,10 @@ fn put_rows(tx: &Tx<'_>, partition: u32, rows: &[Row<AcceptedTrace>]) -> Result<
             offset.cast_signed(),
             index,
         ])?;
-        insert_id.execute(params![event_id, next_row])?;
         next_row += 1;
     }
-    let mut recent = recent + (next_row - first_row);
-    if recent >= RUN_IDS {
-        close_run(tx, next_row - 1)?;
-        recent = 0;
-    }
-    tx.conn
-        .prepare_cached("UPDATE traces_info SET next_row = ?1, recent_ids = ?2")?
-        .execute([next_row, recent])?;
-    Ok(())
-}
-
-/// Moves the collected event ids into a sorted run, written from end to end: an index in random order would
-/// write a page for every trace.
-fn close_run(tx: &Tx<'_>, last_row: i64) -> Result<(), Fault> {
-    let run: i64 = tx
-        .conn
-        .prepare_cached("INSERT INTO trace_id_runs (last_row) VALUES (?1) RETURNING run")?
-        .query_row([last_row], |row| row.get(0))?;
-    tx.conn
-        .prepare_cached(
-            "INSERT INTO trace_ids (run, event_id, row)
-             SELECT ?1, event_id, row FROM trace_ids_recent ORDER BY event_id, row",
-        )?
-        .execute([run])?;
-    tx.conn.prepare_cached("DELETE FROM trace_ids_recent")?.execute([])?;
-    Ok(())
+    tx.conn.prepare_cached("UPDATE traces_info SET next_row = ?1")?.execute([next_row])?;
+    Ok(first_row)
 }
 
 fn attributes(trace: &Trace) -> Result<String, Fault> {
