@@ -39,6 +39,8 @@ enum What {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    // The HTTP client is built without a cryptography provider of its own; nothing here speaks TLS.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let secs = Duration::from_secs(args.secs.max(1));
     let report = match args.what {
         What::Embedded => embedded::measure(&args.bin, secs).await?,

@@ -1,5 +1,7 @@
 //! Logs and metrics of a process.
 
+use std::io::IsTerminal as _;
+
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
@@ -19,7 +21,10 @@ pub fn start_logging(config: &Config) -> Result<(), ConfigError> {
         .map_err(|error| ConfigError::Invalid(format!("`log`: `{filter}` is not a filter: {error}")))?;
     let registry = tracing_subscriber::registry().with(filter);
     let started = match config.log_format {
-        LogFormat::Text => registry.with(fmt::layer().with_writer(std::io::stderr)).try_init(),
+        LogFormat::Text => {
+            let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            registry.with(fmt::layer().with_ansi(colours).with_writer(std::io::stderr)).try_init()
+        }
         LogFormat::Json => registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init(),
     };
     started.map_err(|error| ConfigError::Invalid(format!("logging was started before: {error}")))

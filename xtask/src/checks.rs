@@ -46,6 +46,8 @@ pub fn run(options: Options) -> Result<()> {
     report.step("documentation", |interrupt| {
         interrupt.run(cargo().args(["doc", "--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-D warnings"))
     });
+    // The tests of the product from outside start the programs of all crates.
+    report.step("build", |interrupt| interrupt.run(cargo().args(["build", "--workspace", "--bins"])));
     if options.embedded {
         report.step("tests (embedded engine only)", |interrupt| interrupt.run(&mut cargo_test()));
     } else {

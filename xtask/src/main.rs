@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use xtask::bench;
 use xtask::checks;
 use xtask::clickhouse_host::{self, HostOptions};
 use xtask::stack::CLICKHOUSE_HOST_SUBCOMMAND;
@@ -25,6 +26,15 @@ enum Task {
         /// Leave out what needs real Kafka, Redis and ClickHouse.
         #[arg(long)]
         embedded: bool,
+    },
+    /// Measure the release binaries beside bare engines in the same run.
+    Bench {
+        /// Leave out what needs real Kafka, Redis and ClickHouse.
+        #[arg(long)]
+        embedded: bool,
+        /// Seconds of load for each figure.
+        #[arg(long, default_value_t = 10)]
+        secs: u64,
     },
     /// Run the real Kafka, Redis and ClickHouse, without Docker.
     Stack(stack_commands::StackArgs),
@@ -48,6 +58,7 @@ struct ClickhouseHostArgs {
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Test { embedded } => checks::run(checks::Options { embedded }),
+        Task::Bench { embedded, secs } => bench::run(&bench::Options { embedded, secs }),
         Task::Stack(args) => stack_commands::run(args),
         Task::ClickhouseHost(ClickhouseHostArgs { library, data_dir, http_port, tcp_port }) => {
             clickhouse_host::run(&HostOptions { library, data_dir, http_port, tcp_port })

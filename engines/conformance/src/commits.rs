@@ -113,7 +113,7 @@ pub async fn a_newer_writer_fences_the_older<E: EngineUnderTest>(engine: E) {
     let ports = engine.ports();
     let control = |key: &str| {
         vec![Output {
-            topic: Topic::Control,
+            topic: Topic::WebhookDeliveries,
             partition: 0,
             record: Record::keyed(key.as_bytes().to_vec(), "v"),
         }]
@@ -126,8 +126,12 @@ pub async fn a_newer_writer_fences_the_older<E: EngineUnderTest>(engine: E) {
     assert!(matches!(fenced, Err(LogError::Fenced(_))), "{fenced:?}");
     new.commit(control("after")).await.unwrap();
     other.commit(control("other")).await.unwrap();
-    let keys: Vec<_> =
-        ports.read_all(Topic::Control, 0).await.into_iter().map(|stored| stored.record.key).collect();
+    let keys: Vec<_> = ports
+        .read_all(Topic::WebhookDeliveries, 0)
+        .await
+        .into_iter()
+        .map(|stored| stored.record.key)
+        .collect();
     assert_eq!(keys, ["before", "after", "other"]);
 }
 

@@ -104,12 +104,12 @@ pub async fn a_key_a_tombstone_and_the_stage_it_is_for_come_back_as_written<E: E
     for record in [&replayed, &empty] {
         ports.log.append(Topic::TracesRaw, 0, record.clone()).await.unwrap();
     }
-    ports.log.append(Topic::Control, 0, tombstone.clone()).await.unwrap();
+    ports.log.append(Topic::WebhookDeliveries, 0, tombstone.clone()).await.unwrap();
 
     let read: Vec<_> =
         ports.read_all(Topic::TracesRaw, 0).await.into_iter().map(|stored| stored.record).collect();
     assert_eq!(read, [replayed, empty]);
-    assert_eq!(ports.read_all(Topic::Control, 0).await[0].record, tombstone);
+    assert_eq!(ports.read_all(Topic::WebhookDeliveries, 0).await[0].record, tombstone);
 }
 
 /// `from` is included, `to` is not; one record always comes, more only while they fit.

@@ -15,6 +15,7 @@ mod schema;
 mod seen;
 mod store;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 mod views;
 mod writer;

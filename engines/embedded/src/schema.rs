@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use crate::{fault::Fault, views};
 
 /// Size of a page of the file.
-pub(crate) const PAGE_BYTES: u64 = 8_192;
+pub(crate) const PAGE_BYTES: u64 = 4_096;
 
 /// How long a connection waits for another to let go of the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);

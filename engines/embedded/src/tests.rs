@@ -4,11 +4,14 @@ use std::{path::Path, sync::Arc};
 
 use panopticon_core::{
     config::Config,
+    ids::{EventId, LogId, Place, SeenKey},
     log::{LogError, Record},
+    seen::{Mark, Marked},
     time::SystemClock,
     topic::Topic,
 };
 use tempfile::TempDir;
+use uuid::Uuid;
 
 use crate::{
     Embedded,
@@ -139,4 +142,45 @@ async fn a_full_disk_refuses_what_has_no_room_keeps_the_rest_and_recovers() {
     engine.close().await;
     drop(engine);
     assert_eq!(texts(&open(directory.path(), 10)).await.len(), 11);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_in_memory_is_what_is_in_the_file_after_a_rollback() {
+    let directory = TempDir::new().unwrap();
+    let engine = open(directory.path(), 100);
+    let key = |n| SeenKey::of("app", EventId(Uuid::from_u128(n)));
+    let place = |offset| Place { log_id: LogId(1), partition: 0, offset, index: 0 };
+    let mark = |n, offset| {
+        let seen = Arc::clone(&engine.seen);
+        tokio::spawn(async move {
+            seen.mark(vec![Mark { key: key(n), place: place(offset) }], None).await.unwrap()
+        })
+    };
+    assert_eq!(mark(1, 1).await.unwrap(), Marked::First(vec![place(1)]));
+    let let_go = hold_writer(&engine).await;
+    let second = mark(2, 2);
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    let core = Arc::clone(&engine.core);
+    let fails = tokio::spawn(async move {
+        let job = core.writer.run(Durability::Lazy, |tx| {
+            tx.conn.execute("DELETE FROM seen_recent", [])?;
+            Err::<(), _>(Fault::Broken("wanted".to_owned()))
+        });
+        job.await
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    let third = mark(3, 3);
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    let_go.send(()).unwrap();
+    fails.await.unwrap().unwrap_err();
+    assert_eq!(second.await.unwrap(), Marked::First(vec![place(2)]));
+    assert_eq!(third.await.unwrap(), Marked::First(vec![place(3)]));
+
+    for n in 1..=3 {
+        assert_eq!(mark(n, 9).await.unwrap(), Marked::First(vec![place(n as u64)]));
+    }
+    let count = |tx: &mut Tx<'_>| -> Result<i64, Fault> {
+        Ok(tx.conn.query_row("SELECT count(*) FROM seen_recent", [], |row| row.get(0))?)
+    };
+    assert_eq!(engine.core.writer.run(Durability::Lazy, count).await.unwrap(), 3);
 }

@@ -1,5 +1,8 @@
 //! The promises of every engine, held by this one.
 
+// Tests may, and so may what they share.
+#![allow(clippy::unwrap_used)]
+
 use std::{sync::Arc, time::Duration};
 
 use panopticon_conformance::{EngineUnderTest, Ports, ShiftedClock};

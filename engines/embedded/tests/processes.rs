@@ -1,5 +1,8 @@
 //! What holds between processes, and when one is killed. The child is this test binary, run again.
 
+// Tests may, and so may what they share.
+#![allow(clippy::unwrap_used)]
+
 use std::{
     collections::BTreeSet,
     io::{BufRead as _, BufReader, Write as _},

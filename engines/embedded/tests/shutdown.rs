@@ -1,5 +1,8 @@
 //! What is seen of a close, from inside.
 
+// Tests may, and so may what they share.
+#![allow(clippy::unwrap_used)]
+
 use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt as _;

@@ -76,6 +76,18 @@ pub(super) const fn is_missing(code: Code) -> bool {
     )
 }
 
+/// Whether the partition has no leader that answers at the moment.
+pub(super) const fn is_moving(code: Code) -> bool {
+    matches!(
+        code,
+        Code::LeaderNotAvailable
+            | Code::NotLeaderForPartition
+            | Code::ReplicaNotAvailable
+            | Code::FencedLeaderEpoch
+            | Code::UnknownLeaderEpoch
+    )
+}
+
 /// Whether a newer producer has the transactional id.
 pub(super) const fn is_fencing(code: Code) -> bool {
     matches!(code, Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch | Code::Fatal)

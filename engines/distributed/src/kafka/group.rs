@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use panopticon_core::log::{Committed, LogError};
+use panopticon_core::log::LogError;
 use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
@@ -28,7 +28,7 @@ use super::{
     rebalance::{Decision, Rebalances},
     record::{partition_number, raw_offset},
     slot::{Failure, Slot},
-    txn::TxnProducer,
+    takeover::{self, Outcome, Takeover},
 };
 
 /// Longest sleep of the thread; records, decisions and requests wake it.
@@ -41,13 +41,6 @@ const SEEK_TIMEOUT: Duration = Duration::from_secs(1);
 const REOFFER: Duration = Duration::from_millis(250);
 /// First and longest pause before a partition that could not be taken over is tried again.
 const TAKEOVER_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-
-/// Taken over: who writes for the partition, and where it goes on.
-struct Takeover {
-    producer: TxnProducer,
-    committed: Committed,
-    low: u64,
-}
 
 enum Stage {
     /// Waits before it is taken over (again).
@@ -72,8 +65,6 @@ struct Revocation {
     partitions: Vec<u32>,
     deadline: Instant,
 }
-
-type Outcome = (u32, u64, Result<Takeover, LogError>);
 
 pub(super) struct Group {
     shared: Arc<Shared>,
@@ -344,13 +335,8 @@ impl Group {
                 }
                 Stage::Waiting(until) if *until <= now => {
                     partition.stage = Stage::TakingOver;
-                    let (number, assignment) = (*number, partition.assignment);
-                    let (shared, done) = (Arc::clone(&self.shared), self.taken_over.0.clone());
-                    let spawned = thread::Builder::new().name("kafka-takeover".to_owned()).spawn(move || {
-                        // The thread of the group may have ended.
-                        let _ = done.send((number, assignment, take_over(&shared, number)));
-                        shared.wake.call();
-                    });
+                    let done = self.taken_over.0.clone();
+                    let spawned = takeover::start(&self.shared, *number, partition.assignment, done);
                     if let Err(error) = spawned {
                         tracing::warn!(%error, "no thread to take a partition over with");
                         partition.stage = Stage::Waiting(now + TAKEOVER_RETRY.1);
@@ -421,11 +407,4 @@ impl Group {
             tracing::warn!(stage = self.shared.stage, topic = %self.shared.topic, %error, "cannot {what}");
         }
     }
-}
-
-/// Fences the former owner, which ends what it had begun, and only then looks how far the group has come.
-fn take_over(shared: &Shared, partition: u32) -> Result<Takeover, LogError> {
-    let producer = TxnProducer::open(&shared.clients, &shared.transactional_id(partition))?;
-    let (committed, low) = shared.standing(partition)?;
-    Ok(Takeover { producer, committed, low })
 }

@@ -25,6 +25,7 @@ mod rebalance;
 mod record;
 mod slot;
 mod tail;
+mod takeover;
 mod topics;
 mod txn;
 mod writer;

@@ -17,13 +17,13 @@ use parking_lot::Mutex;
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
-    error::RDKafkaErrorCode as Code,
+    error::{KafkaError, RDKafkaErrorCode as Code},
 };
 
 use super::{
     client::{Clients, QUESTION_TIMEOUT},
     context::Voice,
-    error::{OpenError, failed, is_missing},
+    error::{OpenError, failed, is_missing, is_moving},
     keeper::{DRAIN, Idle},
     record::{offset_number, partition_number},
 };
@@ -32,6 +32,10 @@ use super::{
 /// end of a partition are told where it was without them.
 const SETTLE_TIMEOUT: Duration = Duration::from_millis(250);
 const SETTLE_PAUSE: Duration = Duration::from_millis(1);
+
+/// How long a partition that is new, or moves to another broker, may be without a leader that answers.
+const ELECTION_TIMEOUT: Duration = Duration::from_secs(3);
+const ELECTION_PAUSE: Duration = Duration::from_millis(30);
 
 /// A client that asks, and never has partitions assigned.
 pub(super) struct Inquirer(BaseConsumer<Voice>);
@@ -109,13 +113,24 @@ impl Offsets {
 
     fn watermarks(&self, asked: &Inquirer, topic: Topic, partition: u32) -> Result<Bounds, LogError> {
         let name = self.clients.topic(topic);
-        match asked.0.fetch_watermarks(&name, partition_number(partition), QUESTION_TIMEOUT) {
-            Ok((low, high)) => {
-                let low = offset_number(low).unwrap_or(0);
-                Ok(Bounds { low, high: offset_number(high).unwrap_or(low).max(low) })
-            }
-            Err(error) if error.rdkafka_error_code().is_some_and(is_missing) => Err(LogError::NoTopic(topic)),
-            Err(error) => Err(failed(&format!("look up the bounds of {topic}-{partition}"), &error)),
+        let deadline = Instant::now() + ELECTION_TIMEOUT;
+        loop {
+            let answer = asked.0.fetch_watermarks(&name, partition_number(partition), QUESTION_TIMEOUT);
+            let code = answer.as_ref().err().and_then(KafkaError::rdkafka_error_code);
+            return match (answer, code) {
+                (Ok((low, high)), _) => {
+                    let low = offset_number(low).unwrap_or(0);
+                    Ok(Bounds { low, high: offset_number(high).unwrap_or(low).max(low) })
+                }
+                (Err(_), Some(code))
+                    if Instant::now() < deadline && (is_moving(code) || is_missing(code)) =>
+                {
+                    thread::sleep(ELECTION_PAUSE);
+                    continue;
+                }
+                (Err(_), Some(code)) if is_missing(code) => Err(LogError::NoTopic(topic)),
+                (Err(error), _) => Err(failed(&format!("look up the bounds of {topic}-{partition}"), &error)),
+            };
         }
     }
 

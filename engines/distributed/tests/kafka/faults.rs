@@ -13,9 +13,7 @@ use rdkafka::{
     client::DefaultClientContext,
 };
 
-use crate::bed::{
-    Bed, STAGE, commit_next, lease, limits, message, output, read_all, take, texts, within,
-};
+use crate::bed::{Bed, STAGE, commit_next, lease, limits, message, output, read_all, take, texts, within};
 
 /// Does what retention does, at once.
 async fn delete_before(bed: &Bed, topic: Topic, partition: i32, offset: i64) {

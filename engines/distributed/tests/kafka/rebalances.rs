@@ -17,7 +17,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::bed::{
-    Bed, PATIENCE, STAGE, commit_next, lease, leases, limits, message, output, read_all, take, text, texts, within,
+    Bed, PATIENCE, STAGE, commit_next, lease, leases, limits, message, output, read_all, take, text, texts,
+    within,
 };
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,7 +25,7 @@ impl Filter {
     /// Reads what [`Filter::to_bytes`] wrote.
     pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let words: Box<[u64]> = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
-        (!words.is_empty() && words.len() % BLOCK_WORDS == 0).then_some(Self { words })
+        (!words.is_empty() && words.len().is_multiple_of(BLOCK_WORDS)).then_some(Self { words })
     }
 
     pub(super) fn to_bytes(&self) -> Vec<u8> {
