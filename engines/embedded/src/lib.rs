@@ -148,16 +148,10 @@ impl Embedded {
         let checkpoint_conn = open(reader_cache_bytes).map_err(database)?;
         let checkpointer =
             Checkpointer::start(checkpoint_conn, &path, config.embedded.checkpoint_bytes).map_err(threads)?;
-        let after_commit = checkpoint::report_wal_size(&mut conn, checkpointer.size())
-            .map_err(|error| database(error.into()))?;
-        let writer = Writer::start(
-            conn,
-            Arc::clone(&clock),
-            Arc::clone(&catalog),
-            config.embedded.queue_jobs,
-            after_commit,
-        )
-        .map_err(threads)?;
+        let checkpoints = checkpointer.writers_part(&mut conn).map_err(|error| database(error.into()))?;
+        let queue_jobs = config.embedded.queue_jobs;
+        let writer = Writer::start(conn, Arc::clone(&clock), Arc::clone(&catalog), queue_jobs, checkpoints)
+            .map_err(threads)?;
 
         let core = Arc::new(Core {
             catalog,
@@ -207,9 +201,9 @@ impl Embedded {
 
 impl Core {
     fn stop(&self) {
-        // The checkpointer first: SQLite moves the whole log when the last connection, the writer's, ends.
-        self.checkpointer.stop();
+        // Whichever connection ends last has SQLite move the whole log.
         self.writer.stop();
+        self.checkpointer.stop();
         drop(self.directory.lock().take());
     }
 

@@ -11,7 +11,7 @@ use crate::{fault::Fault, views};
 pub(crate) const PAGE_BYTES: u64 = 4_096;
 
 /// How long a connection waits for another to let go of the file.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Prepared statements that a connection keeps.
 const STATEMENTS: usize = 128;

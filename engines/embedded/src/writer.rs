@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     catalog::{Catalog, Slot},
+    checkpoint::WritersPart,
     fault::{Fault, is_lost_sync},
 };
 
@@ -102,13 +103,13 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Starts the thread on `conn`. `after_commit` is called on it after every transaction.
+    /// Starts the thread on `conn`.
     pub(crate) fn start(
         conn: Connection,
         clock: SharedClock,
         catalog: std::sync::Arc<Catalog>,
         queue_jobs: usize,
-        after_commit: impl FnMut() + Send + 'static,
+        checkpoints: WritersPart,
     ) -> std::io::Result<Self> {
         let (queue, jobs) = sync_channel(queue_jobs.max(1));
         let group_commit = GroupCommit {
@@ -118,7 +119,7 @@ impl Writer {
             synchronous: None,
             generation: 0,
             lost_sync: None,
-            after_commit: Box::new(after_commit),
+            checkpoints,
         };
         let thread = std::thread::Builder::new()
             .name("panopticon-writer".to_owned())
@@ -179,7 +180,7 @@ struct GroupCommit {
     generation: u64,
     /// Set for good once the disk has lost what was synced.
     lost_sync: Option<Fault>,
-    after_commit: Box<dyn FnMut() + Send>,
+    checkpoints: WritersPart,
 }
 
 impl GroupCommit {
@@ -213,7 +214,7 @@ impl GroupCommit {
                 }
             }
         }
-        (self.after_commit)();
+        self.checkpoints.after_commit(&self.conn);
     }
 
     fn commit(&mut self, group: &mut [Box<dyn Job>]) -> Attempt {

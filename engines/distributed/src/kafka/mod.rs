@@ -167,18 +167,31 @@ impl EventLog for KafkaLog {
 
     async fn lag(&self, stage: &'static str, topic: Topic) -> Result<Vec<PartitionLag>, LogError> {
         let partitions = self.topics.info(topic).await?.partitions;
-        let offsets = Arc::clone(&self.offsets);
+        let (offsets, readers) = (Arc::clone(&self.offsets), Arc::clone(&self.readers));
         blocking(move || {
             let all: Vec<u32> = (0..partitions).collect();
             let committed = offsets.committed(stage, topic, &all)?;
-            let lag = |(partition, committed)| {
-                Ok(PartitionLag { partition, committed, bounds: offsets.bounds(topic, partition)? })
+            let lag = |(partition, committed): (u32, panopticon_core::log::Committed)| {
+                let mut bounds = offsets.bounds(topic, partition)?;
+                let from = committed.offset.unwrap_or(bounds.low).max(bounds.low);
+                // A transaction ends with a marker, which takes an offset but is no record: what looks like
+                // a little to read may be nothing.
+                if from < bounds.high && bounds.high - from <= MOST_MARKERS {
+                    let range = reader::Range { topic, partition, from, to: bounds.high };
+                    if readers.read(range, 1)?.is_empty() {
+                        bounds.high = from;
+                    }
+                }
+                Ok(PartitionLag { partition, committed, bounds })
             };
             all.into_iter().zip(committed).map(lag).collect()
         })
         .await
     }
 }
+
+/// A lag of at most this many offsets is looked at, since it may be transaction markers alone.
+const MOST_MARKERS: u64 = 64;
 
 /// Runs `work`, which blocks, where that holds up nobody.
 async fn blocking<T: Send + 'static>(

@@ -15,7 +15,7 @@ use tonic::{
 };
 use uuid::Uuid;
 
-use super::{Answer, eventually};
+use super::{Answer, eventually, http_client};
 
 #[derive(Debug, Clone)]
 pub struct App {
@@ -33,7 +33,7 @@ impl App {
     /// An app that has no PAK yet.
     pub fn new(ingest: &str, id: &str) -> Self {
         let address = own_address();
-        let http = Client::builder().no_proxy().local_address(address).build().unwrap();
+        let http = http_client(Some(address));
         let (pak, secret) = (String::new(), String::new());
         Self { id: id.to_owned(), pak, secret, ingest: ingest.to_owned(), address, http }
     }
@@ -41,17 +41,25 @@ impl App {
     /// Its id as a segment of a path.
     pub fn in_path(&self) -> String {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-._~".contains(c);
-        self.id.chars().map(|c| if plain(c) { c.to_string() } else { format!("%{:02X}", u32::from(c)) }).collect()
+        self.id
+            .chars()
+            .map(|c| if plain(c) { c.to_string() } else { format!("%{:02X}", u32::from(c)) })
+            .collect()
     }
 
     /// The same app from an address that the gateway has not seen yet.
     pub fn elsewhere(&self) -> Self {
-        Self { pak: self.pak.clone(), secret: self.secret.clone(), ..Self::new(&self.ingest, &self.id) }
+        Self::new(&self.ingest, &self.id).with_keys(&self.pak, &self.secret)
     }
 
     /// The same with another PAK.
     pub fn with_pak(&self, pak: &str) -> Self {
-        Self { pak: pak.to_owned(), ..self.clone() }
+        self.clone().with_keys(pak, &self.secret)
+    }
+
+    /// The same with this PAK and its secret.
+    pub fn with_keys(self, pak: &str, secret: &str) -> Self {
+        Self { pak: pak.to_owned(), secret: secret.to_owned(), ..self }
     }
 
     /// Until the gateway knows the PAK.
@@ -166,7 +174,9 @@ pub fn proto_trace(trace: &Value) -> v1::Trace {
         agent: text("agent"),
         source_ip: text("source_ip"),
         error_code: text("error_code"),
-        attributes: attributes.map(|(name, value)| (name.clone(), value.as_str().unwrap().to_owned())).collect(),
+        attributes: attributes
+            .map(|(name, value)| (name.clone(), value.as_str().unwrap().to_owned()))
+            .collect(),
     }
 }
 

@@ -10,7 +10,7 @@ use rdkafka::{
 };
 use tokio::sync::OnceCell;
 
-use super::process::is_running;
+use super::{http_client, process::is_running};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -37,7 +37,8 @@ async fn remove_topics() {
     let lister: BaseConsumer = config.create().unwrap();
     let listed = tokio::task::spawn_blocking(move || lister.fetch_metadata(None, TIMEOUT)).await.unwrap();
     let listed = listed.expect("the Kafka of PANOPTICON_TEST_KAFKA_BROKERS does not answer");
-    let left: Vec<&str> = listed.topics().iter().map(|topic| topic.name()).filter(|name| is_left(name)).collect();
+    let left: Vec<&str> =
+        listed.topics().iter().map(|topic| topic.name()).filter(|name| is_left(name)).collect();
     if !left.is_empty() {
         let admin: AdminClient<DefaultClientContext> = config.create().unwrap();
         admin.delete_topics(&left, &AdminOptions::new()).await.unwrap();
@@ -46,10 +47,14 @@ async fn remove_topics() {
 
 async fn remove_databases() {
     let url = std::env::var("PANOPTICON_TEST_CLICKHOUSE_URL").unwrap();
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let client = http_client(None);
     let ask = async |query: String| {
         let answer = client.post(&url).body(query).send().await;
-        answer.expect("the ClickHouse of PANOPTICON_TEST_CLICKHOUSE_URL does not answer").text().await.unwrap()
+        answer
+            .expect("the ClickHouse of PANOPTICON_TEST_CLICKHOUSE_URL does not answer")
+            .text()
+            .await
+            .unwrap()
     };
     let databases = ask("SHOW DATABASES FORMAT TSV".to_owned()).await;
     for database in databases.lines().filter(|name| is_left(name)) {

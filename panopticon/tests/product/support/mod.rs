@@ -11,7 +11,11 @@ pub mod sign;
 pub mod system;
 pub mod waiting;
 
-use std::{io::Write as _, sync::Once, sync::OnceLock};
+use std::{
+    io::Write as _,
+    net::IpAddr,
+    sync::{Once, OnceLock},
+};
 
 pub use self::{
     answer::{Answer, refused},
@@ -72,4 +76,12 @@ pub fn run_alone(engine: Engine, body: impl AsyncFnOnce(Engine)) {
 fn runtime() -> &'static tokio::runtime::Runtime {
     static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap())
+}
+
+/// A client that asks no proxy and follows no redirect, from an address of its own where one is given.
+pub fn http_client(address: Option<IpAddr>) -> reqwest::Client {
+    // The client wants a TLS provider, even for requests without TLS; that there is one already is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let builder = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
+    builder.local_address(address).build().unwrap()
 }

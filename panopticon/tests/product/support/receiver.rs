@@ -131,16 +131,15 @@ impl Receiver {
         self.inbox.lock().unwrap().messages.clone()
     }
 
-    /// Those of one type.
-    pub fn of_type(&self, kind: &str) -> Vec<Message> {
-        self.messages().into_iter().filter(|message| message.kind() == kind).collect()
-    }
-
     /// All messages, once there are so many.
     pub async fn until(&self, messages: usize) -> Vec<Message> {
         eventually(&format!("{messages} webhooks"), async || {
             let all = self.messages();
-            if all.len() >= messages { Ok(all) } else { Err(all.iter().map(Message::kind).collect::<Vec<_>>()) }
+            if all.len() >= messages {
+                Ok(all)
+            } else {
+                Err(all.iter().map(Message::kind).collect::<Vec<_>>())
+            }
         })
         .await
     }

@@ -1,12 +1,14 @@
 //! A running system: its processes and its API, the same for both engines.
 
 use std::{
+    panic::AssertUnwindSafe,
     path::{Path, PathBuf},
     process::ExitStatus,
     sync::Mutex,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use futures::FutureExt as _;
 use http::Method;
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
@@ -14,12 +16,15 @@ use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use super::{
-    Answer, App, eventually, leftovers,
+    Answer, App, eventually, http_client, leftovers,
     process::{Process, Program, free_port, new_folder},
 };
 
 /// Where the control API begins.
 pub const BASE: &str = "/api/v1/panopticon";
+
+/// So that a second attempt of a webhook does not take seconds.
+const SHARED_SETTINGS: &[(&str, &str)] = &[("PANOPTICON_WEBHOOKS__RETRY_FIRST_MS", "200")];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
@@ -79,17 +84,18 @@ impl System {
         static EMBEDDED: OnceCell<Option<System>> = OnceCell::const_new();
         static DISTRIBUTED: OnceCell<Option<System>> = OnceCell::const_new();
         let cell = if engine == Engine::Embedded { &EMBEDDED } else { &DISTRIBUTED };
-        let start = async || {
-            // On a runtime thread, so that a start that fails is told once and not tried for each test.
-            tokio::spawn(System::start(engine, &[])).await.map_err(|error| eprintln!("{error}")).ok()
-        };
-        cell.get_or_init(start).await.as_ref().expect("the shared system did not start; an earlier test says why")
+        // A start that fails is told by the test that tried it, and not tried again by each of the others.
+        let start = async || AssertUnwindSafe(Self::start(engine, SHARED_SETTINGS)).catch_unwind().await.ok();
+        cell.get_or_init(start)
+            .await
+            .as_ref()
+            .expect("the shared system did not start; an earlier test says why")
     }
 
     /// A system of its own; `settings` are for every process of it.
     pub async fn start(engine: Engine, settings: &[(&str, &str)]) -> Self {
         let system = Self::prepare(engine, settings).await;
-        system.start_all().await;
+        system.start_again().await;
         system
     }
 
@@ -114,7 +120,10 @@ impl System {
                     own("PANOPTICON_REDIS__KEY_PREFIX", &format!("{name}:")),
                     own("PANOPTICON_CLICKHOUSE__URL", &servers.clickhouse),
                     own("PANOPTICON_CLICKHOUSE__DATABASE", &name),
-                    own("PANOPTICON_SECRETS__KEY", &STANDARD.encode([Uuid::new_v4(), Uuid::new_v4()].map(Uuid::into_bytes).concat())),
+                    own(
+                        "PANOPTICON_SECRETS__KEY",
+                        &STANDARD.encode([Uuid::new_v4(), Uuid::new_v4()].map(Uuid::into_bytes).concat()),
+                    ),
                     own("PANOPTICON_ADMIN_TOKEN", &format!("pano_tok_{}", Uuid::new_v4().simple())),
                     own("PANOPTICON_WEBHOOKS__ALLOW_LOOPBACK", "true"),
                 ]);
@@ -142,7 +151,7 @@ impl System {
             control: url,
             token: String::new(),
             folder,
-            http: client(),
+            http: http_client(None),
             programs: vec![program],
             conditions: vec![format!("http://{metrics}")],
             running: Mutex::default(),
@@ -183,16 +192,11 @@ impl System {
             control: format!("http://{control}"),
             token,
             folder,
-            http: client(),
+            http: http_client(None),
             programs,
             conditions,
             running: Mutex::default(),
         }
-    }
-
-    async fn start_all(mut self: impl std::borrow::BorrowMut<Self>) {
-        let system = self.borrow_mut();
-        system.start_again().await;
     }
 
     /// Starts all programs and waits until each says that it is ready.
@@ -230,11 +234,6 @@ impl System {
         let position = running.iter().position(|process| process.program.name == name).unwrap();
         let program = running.remove(position).crash();
         running.push(program.start());
-    }
-
-    /// The names of its processes.
-    pub fn processes(&self) -> Vec<String> {
-        self.programs.iter().map(|program| program.name.clone()).collect()
     }
 
     /// Where its processes tell their condition and metrics.
@@ -326,7 +325,7 @@ impl System {
         let app = App::new(&self.ingest, id);
         let made = self.put(&format!("/apps/{}", app.in_path()), settings).await.expect(201);
         let text = |name: &str| made[name].as_str().unwrap_or_default().to_owned();
-        let app = App { pak: text("pak"), secret: text("pak_secret"), ..app };
+        let app = app.with_keys(&text("pak"), &text("pak_secret"));
         app.until_admitted().await;
         app
     }
@@ -376,19 +375,14 @@ fn address() -> String {
     format!("127.0.0.1:{}", free_port())
 }
 
-fn client() -> Client {
-    panopticon_tls();
-    Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap()
-}
-
 /// The product's program with this name, where cargo has put it.
 fn program_beside(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_BIN_EXE_panopticon")).parent().unwrap();
     let found = [name.to_owned(), format!("panopticon-{name}")].map(|name| folder.join(name));
     found.into_iter().find(|path| path.exists()).unwrap_or_else(|| {
-        panic!("there is no program `{name}` in {}; build it with `cargo build --workspace --bins`", folder.display())
+        panic!(
+            "there is no program `{name}` in {}; build it with `cargo build --workspace --bins`",
+            folder.display()
+        )
     })
 }
-
-/// The HTTP client wants to know which TLS there is, even for requests without it.
-pub fn panopticon_tls() {}
