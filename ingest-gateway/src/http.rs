@@ -28,6 +28,9 @@ use crate::{
     intake::Verdict,
 };
 
+/// How much of an unknown path is repeated in the answer.
+const MAX_SHOWN_PATH_CHARS: usize = 200;
+
 /// The HTTP interface.
 pub fn router(gateway: Gateway) -> Router {
     Router::new()
@@ -251,4 +254,19 @@ async fn method_not_allowed(State(gateway): State<Gateway>) -> Response {
         .into_http(&gateway.config.url(), &Uuid::now_v7());
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
     response
+}
+
+/// A path that is on neither interface. Without this the gRPC library would answer plain HTTP clients as if
+/// they spoke gRPC: with status 200.
+pub(crate) async fn nothing_there(gateway: Gateway, request: Request) -> Response {
+    let path: String = request.uri().path().chars().take(MAX_SHOWN_PATH_CHARS).collect();
+    let error = GatewayError::new(
+        Kind::NotFound,
+        format!("there is nothing at `{path}`; traces go to /panopticon/trace and /panopticon/traces"),
+    );
+    let content_type = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    if content_type.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
+        return error.into_grpc().into_http::<Body>();
+    }
+    error.into_http(&gateway.config.url(), &Uuid::now_v7())
 }

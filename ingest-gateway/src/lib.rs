@@ -16,7 +16,7 @@ mod signature;
 
 use std::sync::Arc;
 
-use axum::Router;
+use axum::{Router, extract::Request};
 use panopticon_core::{config::Config, control::ControlView, secrets::Sealer, time::SharedClock};
 
 use self::{auth::Gate, intake::Intake};
@@ -47,8 +47,11 @@ impl Gateway {
         Self { intake, gate, config, clock }
     }
 
-    /// Both interfaces on one router.
+    /// Both interfaces on one router, which also answers for paths that are on neither.
     pub fn router(&self) -> Router {
-        http::router(self.clone()).merge(grpc::router(self.clone()))
+        let gateway = self.clone();
+        http::router(self.clone())
+            .merge(grpc::router(self.clone()))
+            .fallback(move |request: Request| http::nothing_there(gateway.clone(), request))
     }
 }

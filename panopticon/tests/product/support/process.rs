@@ -108,8 +108,13 @@ impl Process {
     /// SIGTERM; answers how it ended.
     pub async fn terminate(mut self) -> ExitStatus {
         self.signal(Signal::TERM);
-        let what = format!("the end of {} after SIGTERM", self.program.name);
-        within(END_WITHIN, &what, async || self.has_ended().ok_or_else(|| last_lines(&self.log()))).await
+        self.end().await
+    }
+
+    /// SIGINT, as Ctrl-C sends it; answers how it ended.
+    pub async fn interrupt(mut self) -> ExitStatus {
+        self.signal(Signal::INT);
+        self.end().await
     }
 
     /// SIGKILL; what it had in hand is lost with it.
@@ -119,7 +124,7 @@ impl Process {
         self.program.clone()
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until it has ended.
     pub async fn end(&mut self) -> ExitStatus {
         let what = format!("the end of {}", self.program.name);
         within(END_WITHIN, &what, async || self.has_ended().ok_or_else(|| last_lines(&self.log()))).await

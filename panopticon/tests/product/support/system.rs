@@ -378,11 +378,11 @@ fn address() -> String {
 /// The product's program with this name, where cargo has put it.
 fn program_beside(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_BIN_EXE_panopticon")).parent().unwrap();
-    let found = [name.to_owned(), format!("panopticon-{name}")].map(|name| folder.join(name));
-    found.into_iter().find(|path| path.exists()).unwrap_or_else(|| {
-        panic!(
-            "there is no program `{name}` in {}; build it with `cargo build --workspace --bins`",
-            folder.display()
-        )
-    })
+    let path = folder.join(name);
+    assert!(
+        path.exists(),
+        "there is no program `{name}` in {}; build it with `cargo build --workspace --bins`",
+        folder.display()
+    );
+    path
 }
