@@ -22,8 +22,6 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Server {
     /// Where it serves HTTP and gRPC.
     pub address: SocketAddr,
-    /// Where it tells health and metrics.
-    pub metrics: SocketAddr,
     child: Child,
     /// How long it took from start to ready.
     pub started_in: Duration,
@@ -50,7 +48,7 @@ impl Server {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("cannot start {}; build it with --release", program.display()))?;
-        let mut server = Self { address, metrics, child, started_in: Duration::ZERO };
+        let mut server = Self { address, child, started_in: Duration::ZERO };
         let client = reqwest::Client::builder().no_proxy().build()?;
         let url = format!("http://{metrics}/readyz");
         loop {

@@ -13,7 +13,7 @@ use panopticon_core::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::warn;
 
-use crate::intake::Verdict;
+use crate::verdict::Verdict;
 
 /// Traces of one request that go to one partition.
 pub(crate) struct Parcel {

@@ -22,7 +22,7 @@ use crate::{
     auth::{Sender, Signature},
     error::{GatewayError, Kind},
     http::{NOT_CONFIRMED, own},
-    intake::Verdict,
+    verdict::Verdict,
 };
 
 /// The gRPC interface.

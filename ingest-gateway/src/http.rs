@@ -25,7 +25,7 @@ use crate::{
     auth::{Sender, Signature},
     body::{self, Format},
     error::{GatewayError, Kind},
-    intake::Verdict,
+    verdict::Verdict,
 };
 
 /// How much of an unknown path is repeated in the answer.

@@ -18,18 +18,8 @@ use tracing::debug;
 use crate::{
     appender::{Appender, Parcel},
     counts::{Counts, Tally},
+    verdict::Verdict,
 };
-
-/// What became of a trace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Durable in the log, for the first time as far as is known.
-    Accepted,
-    /// It came before.
-    Duplicate,
-    /// Not confirmed: send it again with the same event_id.
-    Unavailable,
-}
 
 /// How long the gateway waits for the trace store when it asks about an old trace.
 const KNOWN_TIMEOUT: Duration = Duration::from_secs(1);

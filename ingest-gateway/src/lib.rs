@@ -13,6 +13,7 @@ pub mod grpc;
 pub mod http;
 pub mod intake;
 mod signature;
+mod verdict;
 
 use std::sync::Arc;
 

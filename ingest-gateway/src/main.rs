@@ -28,6 +28,7 @@ fn main() -> ExitCode {
 
 async fn run(process: Process) -> anyhow::Result<()> {
     let config = process.config.clone();
+    let part = process.health.part("http");
     // Taken first, so that a wrong address is told at once and not after the servers are there.
     let listener = bind(config.listen, "listen").await?;
     let ports = process.ports(Needs { seen: true, store: true }).await?;
@@ -42,6 +43,7 @@ async fn run(process: Process) -> anyhow::Result<()> {
     let gateway = Gateway::new(Arc::new(intake), view, sealer, config.clone(), process.clock.clone());
     let stuck_after = Duration::from_millis(config.stages.stuck_after_ms);
     let router = gateway.router().merge(condition(process.health.clone(), stuck_after));
+    part.running();
     info!(address = %config.listen, "taking in traces over HTTP and gRPC");
     serve(listener, router, process.shutdown, Duration::from_millis(config.stages.drain_timeout_ms)).await
 }

@@ -7,6 +7,7 @@ use axum::{Router, routing::get};
 use panopticon_control_room::{ControlRoom, ops};
 use panopticon_core::{
     control::ControlWriter,
+    health::PartHealth,
     secrets,
     stage::{GROUPS, Stage},
     topic::Topic,
@@ -23,19 +24,20 @@ use crate::welcome;
 pub struct Server {
     /// The URL by which it is reached.
     pub url: String,
-    /// The gateway, for looking at what it did.
-    pub gateway: Gateway,
     process: Process,
     ports: Ports,
     listener: TcpListener,
     router: Router,
     stages: Vec<Arc<dyn Stage>>,
+    /// Not ready before everything above is there and served.
+    condition: PartHealth,
 }
 
 impl Server {
     /// Opens everything.
     pub async fn start(process: &Process) -> anyhow::Result<Self> {
         let config = process.config.clone();
+        let starting = process.health.part("http");
         let listener = bind(config.listen, "listen").await?;
         let ports = process.ports(Needs { seen: true, store: true }).await?;
         let (seen, store) = (ports.seen()?, ports.store()?);
@@ -97,7 +99,7 @@ impl Server {
             .merge(condition(process.health.clone(), stuck_after))
             .merge(gateway.router())
             .merge(room);
-        Ok(Self { url, gateway, process: process.clone(), ports, listener, router, stages })
+        Ok(Self { url, process: process.clone(), ports, listener, router, stages, condition: starting })
     }
 
     /// Serves until the process is told to end, then drains: first the requests, then the stages.
@@ -107,6 +109,7 @@ impl Server {
         let drain = Duration::from_millis(self.process.config.stages.drain_timeout_ms);
         let shutdown: CancellationToken = self.process.shutdown.clone();
         let stages = tokio::spawn(run_stages(self.stages, runtime));
+        self.condition.running();
         let served = serve(self.listener, self.router, shutdown.clone(), drain).await;
         // A server that can no longer serve ends as a whole.
         shutdown.cancel();

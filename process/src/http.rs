@@ -64,7 +64,8 @@ pub fn condition(health: Health, stuck_after: Duration) -> Router {
         let health = health.clone();
         async move {
             let parts = health.report(stuck_after);
-            let ready = parts.iter().all(|part| part.ready);
+            // None at all: it has only just started.
+            let ready = !parts.is_empty() && parts.iter().all(|part| part.ready);
             let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             let word = if ready { "ready" } else { "not_ready" };
             (status, Json(serde_json::json!({"status": word, "parts": parts}))).into_response()
@@ -110,4 +111,28 @@ pub(crate) async fn serve_condition(process: &Process) -> anyhow::Result<()> {
 
 fn prometheus_text(text: String) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{body::Body, http::Request};
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    async fn readiness(health: &Health) -> StatusCode {
+        let request = Request::get("/readyz").body(Body::empty()).expect("a request");
+        let answer = condition(health.clone(), Duration::from_secs(60)).oneshot(request).await;
+        answer.expect("an answer").status()
+    }
+
+    #[tokio::test]
+    async fn a_process_is_ready_once_it_has_parts_and_all_of_them_run() {
+        let health = Health::default();
+        assert_eq!(readiness(&health).await, StatusCode::SERVICE_UNAVAILABLE, "before anything is open");
+        let part = health.part("http");
+        assert_eq!(readiness(&health).await, StatusCode::SERVICE_UNAVAILABLE, "while it starts");
+        part.running();
+        assert_eq!(readiness(&health).await, StatusCode::OK);
+    }
 }

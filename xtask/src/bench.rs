@@ -21,7 +21,14 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     let interrupt = Interrupt::catch()?;
     let mut build = Command::new("cargo");
-    build.current_dir(workspace_root()).args(["build", "--release", "--workspace", "--bins", "--exclude", "xtask"]);
+    build.current_dir(workspace_root()).args([
+        "build",
+        "--release",
+        "--workspace",
+        "--bins",
+        "--exclude",
+        "xtask",
+    ]);
     interrupt.run(&mut build)?;
     std::fs::create_dir_all(workspace_root().join("target/bench"))?;
     interrupt.run(&mut bench("embedded", options))?;

@@ -10,8 +10,6 @@ use standardwebhooks::Webhook;
 /// A message that came.
 #[derive(Debug, Clone)]
 pub struct Received {
-    /// Its `webhook-id`.
-    pub id: String,
     /// Its body.
     pub body: Value,
     /// Whether its signature verifies.
@@ -59,7 +57,6 @@ impl Receiver {
 async fn take(State(inbox): State<Arc<Mutex<Inbox>>>, headers: HeaderMap, body: Bytes) {
     let mut inbox = inbox.lock().unwrap_or_else(PoisonError::into_inner);
     let valid = inbox.key.as_ref().is_some_and(|key| key.verify(&body, &headers).is_ok());
-    let id = headers.get("webhook-id").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
     let body = serde_json::from_slice(&body).unwrap_or_default();
-    inbox.messages.push(Received { id, body, valid });
+    inbox.messages.push(Received { body, valid });
 }
