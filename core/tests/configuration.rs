@@ -31,7 +31,7 @@ fn settings(config: &Config) -> BTreeMap<String, Value> {
         }
     }
     let mut all = BTreeMap::new();
-    walk("", serde_json::to_value(config).unwrap(), &mut all);
+    walk("", serde_json::to_value(config).expect("a configuration can be serialized"), &mut all);
     // Secrets are serialized as such; this one has a default that is none.
     all.insert("redis.url".to_owned(), config.redis.url.expose().into());
     all

@@ -6,7 +6,7 @@
 
 mod appender;
 pub mod auth;
-mod body;
+pub mod body;
 pub mod counts;
 pub mod error;
 pub mod grpc;

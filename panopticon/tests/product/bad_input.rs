@@ -16,6 +16,7 @@ on_both_engines!(
     repeated_bad_credentials_from_one_address_are_turned_away,
     grpc_names_the_field_in_its_details,
     nothing_of_what_was_refused_is_stored,
+    no_bytes_are_answered_otherwise_than_by_the_rules,
 );
 
 fn ahead(secs: i64) -> String {
@@ -269,5 +270,52 @@ async fn nothing_of_what_was_refused_is_stored(s: &System) {
         let count = |field: &str| refusals.iter().find(|r| r["field"] == field).map(|r| r["count"].clone());
         assert_eq!((count("tool"), count("status")), (Some(json!(6)), Some(json!(4))), "{status}");
         assert_eq!(status["gateway"]["accepted"], 1);
+    }
+}
+
+/// Good bodies with a few bytes changed, cut or doubled, each time others.
+fn spoilt(body: &[u8], rounds: usize) -> Vec<Vec<u8>> {
+    let random = || uuid::Uuid::new_v4().as_u128() as usize;
+    let spoil = |_| {
+        let mut spoilt = body.to_vec();
+        for _ in 0..=random() % 4 {
+            let at = random() % spoilt.len().max(1);
+            match random() % 4 {
+                0 => spoilt.truncate(at.max(1)),
+                1 => spoilt.insert(at, random() as u8),
+                2 => spoilt.extend_from_within(at..),
+                _ => spoilt[at] ^= 1 << (random() % 8),
+            }
+        }
+        spoilt
+    };
+    (0..rounds).map(spoil).collect()
+}
+
+async fn no_bytes_are_answered_otherwise_than_by_the_rules(s: &System) {
+    let app = s.app().await;
+    let (one, batch) = (app.trace().to_string(), json!([app.trace(), app.trace()]).to_string());
+    let packed = zstd::encode_all(batch.as_bytes(), 3).unwrap();
+    for (path, encoding, body) in [
+        ("/panopticon/trace", "identity", one.as_bytes()),
+        ("/panopticon/traces", "identity", batch.as_bytes()),
+        ("/panopticon/traces", "zstd", &packed),
+    ] {
+        for body in spoilt(body, 60) {
+            let request = app
+                .post(path)
+                .header("content-type", "application/json")
+                .header("content-encoding", encoding);
+            let answer = Answer::read(request.body(body.clone()).send().await.unwrap()).await;
+            match answer.status {
+                200 | 202 => assert!(answer.json().is_object()),
+                400 => {
+                    let field = answer.json()["field"].as_str().map(str::to_owned);
+                    refused(&answer, 400, "invalid_request", field.as_deref());
+                }
+                403 => refused(&answer, 403, "client_mismatch", Some("client_id")),
+                _ => panic!("{path} {encoding} {}: {answer:?}", hex::encode(body)),
+            }
+        }
     }
 }

@@ -59,10 +59,10 @@ fn a_file_is_read_and_the_environment_goes_before_it() {
         assert!(error.contains("mine.toml"), "{error}");
         std::fs::write(bad.folder.join("mine.toml"), "[gateway]\nqueue = 1\n").unwrap();
         let error = run(bad.clone()).await.failed();
-        assert!(error.contains("unknown key `gateway.queue`") && error.contains("mine.toml"), "{error}");
+        assert!(error.contains("unknown key `gateway.queue`"), "{error}");
         std::fs::write(bad.folder.join("mine.toml"), "[gateway\n").unwrap();
         let error = run(bad).await.failed();
-        assert!(error.contains("mine.toml"), "{error}");
+        assert!(error.contains("line 1") || error.contains("mine.toml"), "{error}");
     });
 }
 

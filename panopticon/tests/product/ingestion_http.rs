@@ -19,6 +19,7 @@ on_both_engines!(
     a_batch_is_answered_in_order_and_a_bad_trace_hurts_no_neighbour,
     ndjson_is_a_trace_a_line,
     gzip_and_zstd_are_undone,
+    all_frames_of_a_packed_body_are_read,
     a_batch_has_at_most_a_thousand_traces,
     a_body_is_small_before_and_after_unpacking,
     what_is_not_json_is_refused_by_its_type,
@@ -244,6 +245,22 @@ async fn gzip_and_zstd_are_undone(s: &System) {
         }
     }
     assert_eq!(s.timeline(&app, 603).await.len(), 603);
+}
+
+async fn all_frames_of_a_packed_body_are_read(s: &System) {
+    let app = s.app().await;
+    let (first, second) = (format!("[{},", app.trace()), format!("{}]", app.trace()));
+    for (encoding, pack) in [("gzip", gzip as fn(&[u8]) -> Vec<u8>), ("zstd", zstd)] {
+        let mut body = pack(first.as_bytes());
+        body.extend(pack(second.as_bytes()));
+        assert_eq!(
+            results(&post(&app, "/panopticon/traces", encoding, body.clone()).await).len(),
+            2,
+            "{encoding}"
+        );
+        body.extend(b"and something else");
+        refused(&post(&app, "/panopticon/traces", encoding, body).await, 400, "invalid_request", None);
+    }
 }
 
 async fn a_batch_has_at_most_a_thousand_traces(s: &System) {
