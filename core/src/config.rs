@@ -221,6 +221,8 @@ pub struct GatewayConfig {
     pub max_envelope_bytes: usize,
     /// Appends that may be under way at once in a partition.
     pub appends_in_flight: usize,
+    /// How long a client may take to send a body.
+    pub body_timeout_ms: u64,
     /// How long a request waits for the log before it is answered 503.
     pub append_timeout_ms: u64,
     /// How long a request waits for the seen set before it is answered without it.
@@ -419,6 +421,7 @@ impl Default for Config {
                 queue_traces: 20_000,
                 max_envelope_bytes: 512 << 10,
                 appends_in_flight: 4,
+                body_timeout_ms: 30_000,
                 append_timeout_ms: 5_000,
                 mark_timeout_ms: 1_000,
                 retry_after_secs: 1,
@@ -486,7 +489,7 @@ pub enum ConfigError {
 }
 
 /// Environment variables with the product's prefix that do not configure it.
-const OTHER_VARIABLES: &[&str] = &["PANOPTICON_CONFIG"];
+const OTHER_VARIABLES: &[&str] = &["PANOPTICON_CONFIG", "PANOPTICON_PAK", "PANOPTICON_PAK_SECRET"];
 const TEST_PREFIX: &str = "PANOPTICON_TEST_";
 
 impl Config {

@@ -2,6 +2,8 @@
 
 use std::{fmt::Display, io::Read};
 
+use std::time::Duration;
+
 use axum::body::{Body, Bytes};
 use http::{HeaderMap, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
@@ -15,9 +17,13 @@ use crate::error::{GatewayError, Kind};
 /// The largest window of a zstd frame that is unpacked: what RFC 9659 allows in a Content-Encoding.
 const MAX_ZSTD_WINDOW_BYTES: u64 = 8 << 20;
 
-/// Reads the body as sent, at most `limit` bytes.
-pub async fn read(body: Body, limit: usize) -> Result<Bytes, GatewayError> {
-    match Limited::new(body, limit).collect().await {
+/// Reads the body as sent, at most `limit` bytes and for at most `patience`.
+pub async fn read(body: Body, limit: usize, patience: Duration) -> Result<Bytes, GatewayError> {
+    let Ok(read) = tokio::time::timeout(patience, Limited::new(body, limit).collect()).await else {
+        let description = format!("the body did not come within {} s", patience.as_secs());
+        return Err(GatewayError::new(Kind::RequestTimeout, description));
+    };
+    match read {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(too_large(limit)),
         Err(error) => Err(GatewayError::new(

@@ -39,6 +39,8 @@ pub enum Kind {
     ClientMismatch,
     /// The app is disabled.
     AppDisabled,
+    /// The body did not come in time.
+    RequestTimeout,
     /// The body or the batch is too large.
     TooLarge,
     /// Content type or encoding is not one that is read here.
@@ -65,6 +67,7 @@ impl Kind {
             Self::InvalidSignature => "invalid_signature",
             Self::ClientMismatch => "client_mismatch",
             Self::AppDisabled => "app_disabled",
+            Self::RequestTimeout => "request_timeout",
             Self::TooLarge => "request_too_large",
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::TooManyRequests => "too_many_requests",
@@ -79,6 +82,7 @@ impl Kind {
             Self::InvalidRequest => StatusCode::BAD_REQUEST,
             Self::InvalidToken | Self::InvalidSignature => StatusCode::UNAUTHORIZED,
             Self::ClientMismatch | Self::AppDisabled => StatusCode::FORBIDDEN,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
@@ -160,6 +164,7 @@ impl GatewayError {
                 ErrorDetails::with_retry_info(Some(Duration::from_secs(BAD_CREDENTIALS_RETRY_SECS))),
             ),
             Kind::TooLarge => tonic::Status::resource_exhausted(text),
+            Kind::RequestTimeout => tonic::Status::deadline_exceeded(text),
             Kind::InvalidRequest | Kind::UnsupportedMediaType => tonic::Status::with_error_details(
                 Code::InvalidArgument,
                 text,

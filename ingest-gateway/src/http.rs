@@ -1,6 +1,9 @@
 //! HTTP ingestion: `POST /panopticon/trace` and `POST /panopticon/traces`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
@@ -115,7 +118,8 @@ impl Asked {
 
     async fn read(&mut self, sender: &Sender, limit: usize) -> Result<(Format, bytes::Bytes), GatewayError> {
         let format = body::format(&self.headers)?;
-        let sent = body::read(std::mem::take(&mut self.body), limit).await?;
+        let patience = Duration::from_millis(self.gateway.config.gateway.body_timeout_ms);
+        let sent = body::read(std::mem::take(&mut self.body), limit, patience).await?;
         let claim = Signature {
             timestamp: self.header("x-panopticon-timestamp"),
             signature: self.header("x-panopticon-signature"),

@@ -34,10 +34,13 @@ pub fn run(options: Options) -> Result<()> {
             interrupt.run(cargo().args(["deny", "--offline", "check", "licenses", "bans"]))
         });
     }
-    if workspace_root().join("docker-compose.yml").exists() && has_docker_compose() {
+    if let Some(mut compose) = docker_compose() {
         report.step("docker-compose.yml", |interrupt| {
-            let mut docker = Command::new("docker");
-            interrupt.run(docker.current_dir(workspace_root()).args(["compose", "config", "--quiet"]))
+            // What the file wants to be set, for this look alone.
+            for name in ["CLICKHOUSE_PASSWORD", "PANOPTICON_SECRETS__KEY", "PANOPTICON_ADMIN_TOKEN"] {
+                compose.env(name, "checked");
+            }
+            interrupt.run(compose.current_dir(workspace_root()).args(["config", "--quiet"]))
         });
     }
     report.step("clippy", |interrupt| {
@@ -90,9 +93,17 @@ fn cargo() -> Command {
     command
 }
 
-/// Docker's client comes without the compose plugin on some machines.
-fn has_docker_compose() -> bool {
-    Command::new("docker").args(["compose", "version"]).output().is_ok_and(|output| output.status.success())
+/// Compose as Docker's plugin or as a program of its own, where the machine has either.
+fn docker_compose() -> Option<Command> {
+    let mut plugin = Command::new("docker");
+    plugin.arg("compose");
+    let alone = Command::new("docker-compose");
+    [plugin, alone].into_iter().find_map(|mut compose| {
+        let found = compose.arg("version").output().is_ok_and(|output| output.status.success());
+        let mut again = Command::new(compose.get_program());
+        again.args(compose.get_args().filter(|argument| *argument != "version"));
+        found.then_some(again)
+    })
 }
 
 /// What was run, and how it went.

@@ -9,7 +9,7 @@ use super::receiver::Received;
 
 fn table(title: &str, header: &[&str], rows: impl Iterator<Item = Vec<String>>) {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_FULL_CONDENSED);
     table.set_header(header);
     for row in rows {
         table.add_row(row);
@@ -67,14 +67,14 @@ pub fn webhooks(received: &[Received]) {
 
 /// What to try next.
 pub fn next_commands(url: &str, client_id: &str, token_file: &Path) {
-    let token_file = token_file.display();
+    let (token_file, program) = (token_file.display(), crate::welcome::program());
     println!(
         "Still serving. Try, in another terminal:\n\n  \
          export LOGI_URL={url} LOGI_TOKEN=$(cat {token_file})\n  \
-         panopticon logi panopticon timeline {client_id} --follow\n  \
-         panopticon logi panopticon status {client_id}\n  \
-         panopticon logi panopticon kill {client_id} --user user_f577f1a0 --reason \"runaway loop\"\n  \
-         panopticon logi panopticon enable my-app\n  \
+         {program} logi panopticon timeline {client_id} --follow\n  \
+         {program} logi panopticon status {client_id}\n  \
+         {program} logi panopticon kill {client_id} --user user_f577f1a0 --reason \"runaway loop\"\n  \
+         {program} logi panopticon enable my-app\n  \
          curl {url}/\n\nCtrl-C ends it; its data is deleted."
     );
 }

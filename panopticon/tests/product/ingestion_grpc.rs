@@ -176,7 +176,10 @@ async fn refusals(app: &App) -> [Option<Code>; 4] {
     let mut client = app.grpc().await;
     let trace = app.trace();
     let signed = SignedBatch { timestamp: 0, signature: String::new(), payload: Default::default() };
-    let stream = match client.ingest_stream(app.ask(futures::stream::iter([batch(&[trace.clone()])]))).await {
+    let stream = match client
+        .ingest_stream(app.ask(futures::stream::iter([batch(std::slice::from_ref(&trace))])))
+        .await
+    {
         Err(status) => Some(status),
         Ok(mut answers) => answers.get_mut().message().await.err(),
     };

@@ -99,15 +99,12 @@ async fn at_most_ten_paks_are_valid_at_a_time(s: &System) {
 async fn a_disabled_app_is_refused_until_it_is_enabled_again(s: &System) {
     let app = s.app().await;
     assert_eq!(s.delete(&format!("/apps/{}", app.id)).await.status, 204);
-    eventually("the refusal of the app", async || {
+    let refusal = eventually("the refusal of the app", async || {
         let answer = app.send(&app.trace()).await;
-        if answer.status == 403 {
-            Ok(refused(&answer, 403, "app_disabled", None))
-        } else {
-            Err(answer.status)
-        }
+        if answer.status == 202 { Err(answer.status) } else { Ok(answer) }
     })
     .await;
+    refused(&refusal, 403, "app_disabled", None);
     refused(&app.send_batch(&[app.trace()]).await, 403, "app_disabled", None);
     s.put(&format!("/apps/{}", app.id), json!({"disabled": false})).await.expect(200);
     app.until_admitted().await;

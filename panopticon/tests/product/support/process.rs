@@ -6,7 +6,7 @@ use std::{
     io::Write as _,
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{LazyLock, Mutex},
     time::Duration,
 };
@@ -27,13 +27,12 @@ while read -r line; do
 done
 [ -z "$left" ] || kill -KILL $left"#;
 
-static WATCHDOG: LazyLock<Mutex<ChildStdin>> = LazyLock::new(|| {
-    let mut watchdog = Command::new("sh").args(["-c", WATCH]).stdin(Stdio::piped()).spawn().unwrap();
-    Mutex::new(watchdog.stdin.take().unwrap())
+static WATCHDOG: LazyLock<Mutex<Child>> = LazyLock::new(|| {
+    Mutex::new(Command::new("sh").args(["-c", WATCH]).stdin(Stdio::piped()).spawn().unwrap())
 });
 
 fn tell_watchdog(line: String) {
-    WATCHDOG.lock().unwrap().write_all(line.as_bytes()).unwrap();
+    WATCHDOG.lock().unwrap().stdin.as_mut().unwrap().write_all(line.as_bytes()).unwrap();
 }
 
 /// A program with its settings, to be started any number of times.
