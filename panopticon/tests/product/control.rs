@@ -14,6 +14,7 @@ on_both_engines!(
     every_change_is_in_the_audit_record_without_secrets,
     apps_are_listed_in_pages,
     bad_requests_are_named,
+    a_body_that_is_no_object_is_refused,
     there_are_no_dead_letters,
 );
 
@@ -208,7 +209,7 @@ async fn bad_requests_are_named(s: &System) {
         (json!({"scopes": "all"}), Some("scopes")),
         (json!({"scopes": ["two words"]}), Some("scopes[0]")),
         (json!({"colour": "red"}), Some("colour")),
-        (json!([]), None),
+        (json!("text"), None),
     ] {
         refused(&s.put(&of_app, body).await, 400, "invalid_request", field);
     }
@@ -230,6 +231,15 @@ async fn bad_requests_are_named(s: &System) {
     let uri = wrong.json()["error_uri"].as_str().unwrap().to_owned();
     let page = s.bare(Method::GET, uri).await;
     assert!(page.status == 200 && page.text.contains("id=\"method_not_allowed\""), "{page:?}");
+}
+
+async fn a_body_that_is_no_object_is_refused(s: &System) {
+    let app = s.app().await;
+    for body in [json!([]), json!(["A name by its position"]), json!(["A name", ["a"], true, true])] {
+        refused(&s.put(&format!("/apps/{}", app.id), body.clone()).await, 400, "invalid_request", None);
+        refused(&s.post(&format!("/apps/{}/kill", app.id), body).await, 400, "invalid_request", None);
+    }
+    assert_eq!(s.get(&format!("/apps/{}", app.id)).await.expect(200)["kills"], json!([]));
 }
 
 async fn there_are_no_dead_letters(s: &System) {

@@ -1,14 +1,19 @@
 //! The processes: how they start, tell their condition, end and start again.
 
-use std::{os::unix::fs::PermissionsExt as _, process::Command, time::Duration};
+use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
 use http::Method;
 use panopticon_proto::v1::{IngestBatchRequest, Outcome};
 use serde_json::json;
 
 use crate::support::{
-    Answer, Engine, Receiver, System, alone_on_both_engines, app::proto_trace, eventually, logi::run,
-    on_both_engines, process::free_port, refused, run_alone, within,
+    Answer, Engine, Receiver, System, alone_on_both_engines,
+    app::proto_trace,
+    eventually,
+    logi::{self, run},
+    on_both_engines,
+    process::{free_port, new_folder},
+    refused, run_alone, within,
 };
 
 on_both_engines!(every_process_tells_its_condition_and_metrics);
@@ -156,31 +161,27 @@ fn a_server_tells_the_commands_for_a_first_trace_and_they_work() {
         assert!(told.text.lines().all(|line| printed.contains(line)), "the same is printed at start");
 
         // As a newcomer pastes them, in any directory: the server is found by what it recorded.
-        let folder = Command::new("mktemp").arg("-d").output().unwrap().stdout;
-        let folder = String::from_utf8(folder).unwrap().trim().to_owned();
-        let programs = std::path::Path::new(env!("CARGO_BIN_EXE_panopticon")).parent().unwrap();
-        let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
-        let paste = |script: String| {
-            let mut shell = crate::support::logi::program(&s, &["-c", &script]);
+        let folder = new_folder("newcomer");
+        let paste = |script: &str| {
+            let mut shell = logi::program(&s, &["-c", script]);
             shell.path = "sh".into();
-            shell.settings = vec![("PATH".to_owned(), path.clone())];
-            shell.folder = folder.clone().into();
-            shell.settings.push(("HOME".to_owned(), s.folder.display().to_string()));
-            shell
+            shell.settings = vec![("HOME".to_owned(), s.folder.display().to_string())];
+            shell.folder = folder.clone();
+            run(shell)
         };
-        let enabled = run(paste("panopticon logi panopticon enable my-app --json".to_owned())).await.json();
+        let command = |start: &str| told.text.lines().find(|line| line.contains(start)).unwrap().to_owned();
+        let enabled = paste(&format!("{} --json", command("logi panopticon enable my-app"))).await.json();
         let pak = enabled["pak"].as_str().unwrap();
-        let curl = told.text.split("Send a first trace:").nth(1).unwrap().split("See it:").next().unwrap();
-        let answer = run(paste(format!("PAK={pak}\n{curl}"))).await.done();
+        let curl = &told.text[told.text.find("curl -i").unwrap()..told.text.find("See it:").unwrap()];
+        let answer = paste(&format!("PAK={pak}\n{curl}")).await.done();
         assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
         assert!(answer.ends_with("\"status\":\"accepted\"}"), "{answer}");
         eventually("the trace on the timeline", async || {
-            let shown =
-                run(paste("panopticon logi panopticon timeline my-app --json".to_owned())).await.json();
+            let shown = paste(&format!("{} --json", command("logi panopticon timeline my-app"))).await.json();
             if shown[0]["tool"] == "calendar.read" { Ok(()) } else { Err(shown) }
         })
         .await;
-        std::fs::remove_dir_all(folder).unwrap();
+        paste(&command("logi panopticon status my-app")).await.done();
     });
 }
 
