@@ -587,9 +587,12 @@ fn explain(error: &figment::Error) -> String {
     let from = error.metadata.as_ref().map(|m| format!(" (from {})", m.name)).unwrap_or_default();
     match &error.kind {
         figment::error::Kind::UnknownField(field, known) => {
-            let prefix =
-                if error.path.is_empty() { String::new() } else { format!("{}.", error.path.join(".")) };
-            format!("unknown key `{prefix}{field}`{from}; known here: {}", known.join(", "))
+            // Some sources put the field at the end of the path already.
+            let mut parts = error.path.clone();
+            if parts.last().is_none_or(|last| last != field) {
+                parts.push(field.clone());
+            }
+            format!("unknown key `{}`{from}; known here: {}", parts.join("."), known.join(", "))
         }
         kind => format!("{path}{kind}{from}"),
     }

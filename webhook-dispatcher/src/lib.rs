@@ -4,8 +4,8 @@
 //! compacted topic `webhook-deliveries`. A delivery is in the log before its first attempt and every change
 //! of it is, so a message is delivered at least once whatever happens; `webhook-id` and body stay the same.
 //!
-//! Read [`desk`] for the life of a partition, [`intake`] for how actions become deliveries, [`courier`] for
-//! one attempt, [`delivery`] for what an answer does to a delivery. [`egress`] says where messages may go
+//! Read `desk` for the life of a partition, `intake` for how actions become deliveries, `courier` for
+//! one attempt, `delivery` for what an answer does to a delivery. [`egress`] says where messages may go
 //! and is also for whoever takes in an endpoint's URL. Knows nothing of rules, traces or engines.
 
 mod book;

@@ -42,7 +42,7 @@ pub fn run(options: &Options) -> Result<()> {
 fn bench(engine: &str, options: &Options) -> Command {
     let root = workspace_root();
     let mut command = Command::new(root.join("target/release/panopticon-bench"));
-    command.current_dir(&root).arg(engine).args(["--secs", &options.secs.to_string()]);
+    command.current_dir(root).arg(engine).args(["--secs", &options.secs.to_string()]);
     command.arg("--json").arg(root.join("target/bench").join(format!("{engine}.json")));
     command
 }

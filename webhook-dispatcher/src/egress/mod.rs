@@ -1,7 +1,7 @@
 //! Where webhooks may go: the defence against being used to reach what only this machine can reach.
 //!
 //! `https` goes to public addresses; inside `webhooks.allow_networks`, and on loopback where that is
-//! allowed, `http` does too. Pure: looking names up is the [`client`](crate::client)'s, which connects to
+//! allowed, `http` does too. Pure: looking names up is the `client`'s, which connects to
 //! the very addresses that [`Egress::admit`] let through.
 
 mod address;
