@@ -43,6 +43,7 @@ impl EngineUnderTest for Engine {
         config.kafka.session_timeout_ms = 6_000;
         config.redis.url = Secret::new(env::var("PANOPTICON_TEST_REDIS_URL").ok()?);
         config.redis.key_prefix = format!("test:{name}:");
+        config.redis.timeout_ms = 30_000;
         config.clickhouse.url = env::var("PANOPTICON_TEST_CLICKHOUSE_URL").ok()?;
         config.clickhouse.database = format!("test_{name}");
         kafka::migrate(&config).await.unwrap();

@@ -44,6 +44,8 @@ impl Set {
         let mut config = Config::default();
         config.redis.url = Secret::new(url);
         config.redis.key_prefix = format!("test:{}:", LogId::random());
+        // Other tests keep the server busy; how long that takes is nobody's promise.
+        config.redis.timeout_ms = 30_000;
         let clock = Arc::new(ShiftedClock(AtomicI64::new(0)));
         let seen = RedisSeen::connect(&config, clock.clone()).await.unwrap();
         Some(Self { seen, clock, config })

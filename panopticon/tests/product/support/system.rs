@@ -24,7 +24,13 @@ use super::{
 pub const BASE: &str = "/api/v1/panopticon";
 
 /// So that a second attempt of a webhook does not take seconds.
-const SHARED_SETTINGS: &[(&str, &str)] = &[("PANOPTICON_WEBHOOKS__RETRY_FIRST_MS", "200")];
+const SHARED_SETTINGS: &[(&str, &str)] = &[
+    ("PANOPTICON_WEBHOOKS__RETRY_FIRST_MS", "200"),
+    // On a busy machine an answer without the seen set would be right, but not the word that is asked for.
+    ("PANOPTICON_GATEWAY__MARK_TIMEOUT_MS", "15000"),
+    ("PANOPTICON_GATEWAY__APPEND_TIMEOUT_MS", "15000"),
+    ("PANOPTICON_REDIS__TIMEOUT_MS", "15000"),
+];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
