@@ -1,9 +1,9 @@
 //! The ports of `panopticon-core` on one SQLite file: one process, nothing to install.
 //!
-//! One thread writes ([`writer`]): all jobs that wait share a transaction and, where one of them must be
-//! durable, an fsync. Reads are snapshots on connections of their own ([`readers`]). A thread moves the
-//! write-ahead log into the file in the background ([`checkpoint`]). No second process may use the same
-//! data directory ([`directory`]), which is why leases and writers' rights live in memory.
+//! One thread writes (`writer`): all jobs that wait share a transaction and, where one of them must be
+//! durable, an fsync. Reads are snapshots on connections of their own (`readers`). A thread moves the
+//! write-ahead log into the file in the background (`checkpoint`). No second process may use the same
+//! data directory (`directory`), which is why leases and writers' rights live in memory.
 
 mod catalog;
 mod checkpoint;

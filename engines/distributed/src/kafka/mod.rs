@@ -2,12 +2,12 @@
 //!
 //! | promise of the port | what keeps it |
 //! |---|---|
-//! | an append is durable | idempotent producer, acks of all in-sync replicas ([`append`]) |
-//! | outputs and position are one | transactions ([`txn`]) |
-//! | one lease of a partition can commit | a transactional id for each stage and partition, taken over before the position is read ([`group`]); the member's generation from when the batch began ([`lease`]) |
-//! | committed records only | `read_committed` everywhere ([`client`]) |
-//! | no jump over what retention took | `auto.offset.reset=error` ([`reader`], [`tail`], [`group`]) |
-//! | memory is bounded, a slow partition holds up no other | a bounded queue for each ([`slot`]) |
+//! | an append is durable | idempotent producer, acks of all in-sync replicas (`append`) |
+//! | outputs and position are one | transactions (`txn`) |
+//! | one lease of a partition can commit | a transactional id for each stage and partition, taken over before the position is read (`group`); the member's generation from when the batch began (`lease`) |
+//! | committed records only | `read_committed` everywhere (`client`) |
+//! | no jump over what retention took | `auto.offset.reset=error` (`reader`, `tail`, `group`) |
+//! | memory is bounded, a slow partition holds up no other | a bounded queue for each (`slot`) |
 
 mod append;
 mod client;
