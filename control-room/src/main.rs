@@ -31,6 +31,7 @@ fn main() -> ExitCode {
 
 async fn run(process: Process) -> anyhow::Result<()> {
     let config = process.config.clone();
+    let part = process.health.part("http");
     let listener = bind(config.listen, "listen").await?;
     let sealer = process.sealer()?;
     let admin_token = process.admin_token()?;
@@ -56,6 +57,7 @@ async fn run(process: Process) -> anyhow::Result<()> {
     });
     let stuck_after = Duration::from_millis(config.stages.stuck_after_ms);
     let router = room.merge(condition(process.health.clone(), stuck_after));
+    part.running();
     info!(address = %config.listen, "serving the control room");
     let drain = Duration::from_millis(config.stages.drain_timeout_ms);
     serve(listener, router, process.shutdown, drain).await?;
