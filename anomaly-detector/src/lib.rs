@@ -9,6 +9,7 @@ pub mod backtest;
 pub mod detector;
 pub mod failed_auth;
 pub mod part;
+pub mod score;
 
 use std::sync::Arc;
 

@@ -9,6 +9,7 @@
 pub mod bench;
 pub mod checks;
 pub mod clickhouse_host;
+pub mod eval;
 mod interrupt;
 pub mod licences;
 pub mod stack;

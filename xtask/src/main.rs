@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use xtask::bench;
 use xtask::checks;
 use xtask::clickhouse_host::{self, HostOptions};
+use xtask::eval;
 use xtask::stack::CLICKHOUSE_HOST_SUBCOMMAND;
 
 /// Development tasks.
@@ -36,6 +37,14 @@ enum Task {
         #[arg(long, default_value_t = 10)]
         secs: u64,
     },
+    /// Score the detection rules on public data.
+    Eval {
+        /// Only these parts: failed_auth, off_hour, burst, series, cost.
+        parts: Vec<String>,
+        /// Where the figures go as JSON.
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
     /// Run the real Kafka, Redis and ClickHouse, without Docker.
     Stack(stack_commands::StackArgs),
     /// Be ClickHouse.
@@ -59,6 +68,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Test { embedded } => checks::run(checks::Options { embedded }),
         Task::Bench { embedded, secs } => bench::run(&bench::Options { embedded, secs }),
+        Task::Eval { parts, json } => eval::run(&parts, json.as_deref()),
         Task::Stack(args) => stack_commands::run(args),
         Task::ClickhouseHost(ClickhouseHostArgs { library, data_dir, http_port, tcp_port }) => {
             clickhouse_host::run(&HostOptions { library, data_dir, http_port, tcp_port })
