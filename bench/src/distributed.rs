@@ -44,7 +44,7 @@ pub async fn measure(bin: &Path, span: Duration) -> anyhow::Result<Report> {
         let cpu = gateway.cpu_seconds();
         let before: Vec<f64> = workers.iter().map(|(_, worker)| worker.cpu_seconds()).collect();
         let began = Instant::now();
-        let load = load::grpc(gateway.address, batch, 4, span).await?;
+        let load = load::grpc(gateway.address, batch, 16, span).await?;
         accepted += load.accepted;
         let million = load.accepted as f64 / 1e6;
         let gateway_cpu = (gateway.cpu_seconds() - cpu) / million;

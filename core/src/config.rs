@@ -201,6 +201,8 @@ pub struct ClickhouseConfig {
     pub password: Secret,
     /// How long one insert may take.
     pub insert_timeout_ms: u64,
+    /// Least time between two inserts from one partition, unless the second is full.
+    pub insert_pace_ms: u64,
     /// How long one query of the control room may take.
     pub query_timeout_ms: u64,
 }
@@ -249,6 +251,10 @@ pub struct StagesConfig {
     pub batch_bytes: usize,
     /// Records that may wait in memory for a partition.
     pub queue_records: usize,
+    /// Least time between two commits of a stage in one partition; what comes meanwhile goes into the next.
+    pub pace_ms: u64,
+    /// How long a stage holds back the commit of a position beside which it has nothing to write.
+    pub commit_ms: u64,
     /// First pause after an error.
     pub retry_min_ms: u64,
     /// Longest pause after an error.
@@ -412,6 +418,7 @@ impl Default for Config {
                 user: "default".to_owned(),
                 password: Secret::default(),
                 insert_timeout_ms: 30_000,
+                insert_pace_ms: 700,
                 query_timeout_ms: 10_000,
             },
             gateway: GatewayConfig {
@@ -434,6 +441,8 @@ impl Default for Config {
                 batch_records: 500,
                 batch_bytes: 4 << 20,
                 queue_records: 256,
+                pace_ms: 40,
+                commit_ms: 500,
                 retry_min_ms: 100,
                 retry_max_ms: 5_000,
                 checkpoint_ms: 5_000,
@@ -441,7 +450,7 @@ impl Default for Config {
                 stuck_after_ms: 30_000,
                 max_entities: 1_000_000,
             },
-            store: StoreConfig { batch_rows: 50_000, batch_bytes: 16 << 20, batch_ms: 200 },
+            store: StoreConfig { batch_rows: 50_000, batch_bytes: 16 << 20, batch_ms: 100 },
             retention: RetentionConfig {
                 raw_days: 90,
                 log_hours: 7 * 24,

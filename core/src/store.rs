@@ -1,5 +1,7 @@
 //! The port to the trace store: exactly-once inserts of batches, and the queries of the control room.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use panopticon_proto::log::{AuditEntry, Delivery, Detection, GuardAction};
 use serde::{Deserialize, Serialize};
@@ -183,6 +185,12 @@ pub trait TraceStore: Send + Sync + 'static {
         rows: Rows,
         attempt: Attempt,
     ) -> Result<Vec<RefusedRow>, StoreError>;
+
+    /// Least time between the beginnings of two inserts from one partition that this store wants, unless
+    /// their batches are full: where an insert costs much and a row in it little.
+    fn insert_pace(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// An app's traces, newest first. Never shows a row past its time.
     async fn timeline(

@@ -71,12 +71,14 @@ impl Store {
         batch.rows.len() >= self.limits.batch_rows || batch.bytes >= self.limits.batch_bytes
     }
 
-    fn deadline(&self, batch: &Batch) -> Option<Instant> {
-        batch.began.map(|began| began + Duration::from_millis(self.limits.batch_ms))
+    /// When the batch ends if it does not fill up before, given when the last insert began.
+    fn deadline(&self, batch: &Batch, last: Option<Instant>) -> Option<Instant> {
+        let by_age = batch.began? + Duration::from_millis(self.limits.batch_ms);
+        Some(last.map_or(by_age, |last| by_age.max(last + self.store.insert_pace())))
     }
 
-    fn is_due(&self, batch: &Batch) -> bool {
-        self.is_full(batch) || self.deadline(batch).is_some_and(|deadline| deadline <= Instant::now())
+    fn is_due(&self, batch: &Batch, last: Option<Instant>) -> bool {
+        self.is_full(batch) || self.deadline(batch, last).is_some_and(|deadline| deadline <= Instant::now())
     }
 }
 
@@ -108,8 +110,13 @@ impl Stage for Store {
         // The end that the committed intent names.
         let mut intended = position;
         let mut leaving = false;
+        let mut last_insert: Option<Instant> = None;
         loop {
-            if inserting.is_none() && !gathering.is_empty() && (leaving || self.is_due(&gathering)) {
+            if inserting.is_none()
+                && !gathering.is_empty()
+                && (leaving || self.is_due(&gathering, last_insert))
+            {
+                last_insert = Some(Instant::now());
                 let mut batch = std::mem::replace(&mut gathering, Batch::new(self.table, 0));
                 gathering = Batch::new(self.table, batch.to);
                 if intended != batch.to {
@@ -124,7 +131,7 @@ impl Stage for Store {
             if leaving && inserting.is_none() {
                 return Ok(());
             }
-            let idle_until = if inserting.is_none() { self.deadline(&gathering) } else { None };
+            let idle_until = if inserting.is_none() { self.deadline(&gathering, last_insert) } else { None };
             tokio::select! {
                 refused = async { match &mut inserting {
                     Some((_, insert)) => insert.await,
@@ -134,7 +141,7 @@ impl Stage for Store {
                     let outputs = self.dead_letters(context, partition, &batch, refused?);
                     position = batch.to;
                     // The next batch's intent travels with this commit when its end is known already.
-                    let due = !leaving && !gathering.is_empty() && self.is_due(&gathering);
+                    let due = !leaving && !gathering.is_empty() && self.is_due(&gathering, last_insert);
                     intended = if due { gathering.to } else { position };
                     let metadata = if due { intent(intended) } else { String::new() };
                     lease.commit(Commit { outputs, next: Some(position), metadata }).await?;

@@ -170,6 +170,8 @@ impl<E: Entity> Entities<E> {
     /// Has the entity written with the next commit: its episode began or ended.
     pub fn write_soon(&mut self, slot: Slot) {
         let (generation, Some(entry)) = &mut self.slots[slot.0] else { return };
+        // The end to wait for may now be an earlier one than that which it waits for.
+        entry.awaits_end = false;
         if !mem::replace(&mut entry.urgent, true) {
             self.urgent.push((slot.0, *generation));
         }
@@ -433,6 +435,16 @@ mod tests {
         assert_eq!(entities.len(), 1);
         entities.forget(Time::from_secs(110));
         assert!(entities.is_empty());
+    }
+
+    #[test]
+    fn a_second_episode_that_ends_before_the_first_is_told_in_time() {
+        let mut entities = Entities::new("test", 10);
+        let slot = call(&mut entities, "a", 100, true).unwrap();
+        entities[slot].last = 50;
+        entities.write_soon(slot);
+        entities.watch(slot);
+        assert_eq!(entities.next_end(Time::from_secs(55)), Some(slot));
     }
 
     #[test]

@@ -74,6 +74,16 @@ impl Course {
         self.open.is_some()
     }
 
+    /// The kind of the open episode.
+    pub fn kind(&self) -> Option<&str> {
+        self.open.as_deref().map(|started| started.kind.as_str())
+    }
+
+    /// Whether what happens at this time is still part of the open episode.
+    pub fn covers(&self, at: Time, form: &EpisodeForm) -> bool {
+        self.open.is_some() && at < Time::from_micros(self.last_over).plus(form.width)
+    }
+
     /// See [`super::Entity::ends_at`].
     pub fn ends_at(&self, form: &EpisodeForm) -> Option<Time> {
         let calm = Time::from_micros(self.last_over.saturating_add(self.delay)).plus(form.width);
@@ -94,7 +104,7 @@ impl Course {
     /// Takes in that what makes an episode was met from `first` to `last`; `true` when that belongs to the
     /// open one.
     pub fn goes_on(&mut self, first: Time, last: Time, form: &EpisodeForm) -> bool {
-        let same = self.open.is_some() && first < Time::from_micros(self.last_over).plus(form.width);
+        let same = self.covers(first, form);
         if same {
             self.last_over = self.last_over.max(last.micros());
         }

@@ -7,6 +7,7 @@ mod dead_letter;
 mod entities;
 mod episode;
 mod groups;
+mod rollups;
 mod rule;
 mod sliding;
 mod transform;
@@ -23,6 +24,7 @@ pub use self::{
     entities::{Entities, Entity, Slot},
     episode::{Course, EpisodeForm},
     groups::GROUPS,
+    rollups::Rollups,
     rule::{Findings, Rule, RuleStage, entity_bytes, traces_of},
     sliding::{Crossing, MAX_DELAY, SlidingWindow, Span},
     transform::{Transform, decode_each, transform},

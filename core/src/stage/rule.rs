@@ -6,15 +6,15 @@
 //! the committed position is replayed into the windows without a word: whether an episode is open is never
 //! inferred, it stands in the entity as it was committed together with its message.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use panopticon_proto::log::{Checkpoint, Denial, DenialBatch, Detection, EntityState};
+use panopticon_proto::log::{Checkpoint, Denial, DenialBatch, Detection, EntityState, RollupBatch};
 use prost::Message;
 use tracing::{debug, warn};
 
-use super::{PartitionContext, Stage, StageError, Transform, decode_each, transform};
+use super::{PartitionContext, Rollups, Stage, StageError, Transform, decode_each, transform};
 use crate::{
     ids::partition_of,
     log::{EventLog, Lease, Output, Record, Stored},
@@ -30,11 +30,13 @@ pub struct Findings {
     pub detections: Vec<Detection>,
     /// Slim copies for the rules that look at sources.
     pub denials: Vec<Denial>,
+    /// Counts for the rules that look at apps.
+    pub rollups: Rollups,
 }
 
 /// A state machine over the messages of one partition: deterministic, without clock or input of its own.
 pub trait Rule: Send + 'static {
-    /// What it looks at: a trace or a denial.
+    /// What it looks at: a trace, a denial or a rollup.
     type Event: Send;
 
     /// The events of one record.
@@ -103,6 +105,7 @@ impl<R: Rule, F: Fn() -> R + Send + Sync + 'static> Stage for RuleStage<R, F> {
             partition: lease.partition(),
             detections: runtime.log.topic(Topic::Detections).await?.partitions,
             denials: runtime.log.topic(Topic::Denials).await?.partitions,
+            rollups: runtime.log.topic(Topic::Rollups).await?.partitions,
             checkpoint_every: Duration::from_millis(runtime.limits.checkpoint_ms),
             checkpointed_at: runtime.clock.now(),
             next: lease.committed().offset.unwrap_or(0),
@@ -121,9 +124,10 @@ struct Memory<R> {
     input: Topic,
     state: Topic,
     partition: u32,
-    /// Partitions of `detections` and `denials`.
+    /// Partitions of `detections`, `denials` and `rollups`.
     detections: u32,
     denials: u32,
+    rollups: u32,
     checkpoint_every: Duration,
     checkpointed_at: Time,
     next: u64,
@@ -191,7 +195,7 @@ impl<R: Rule> Memory<R> {
         Ok(())
     }
 
-    fn outputs(&mut self, findings: Findings, now: Time) -> Vec<Output> {
+    fn outputs(&mut self, mut findings: Findings, now: Time) -> Vec<Output> {
         let mut outputs = Vec::new();
         for mut detection in findings.detections {
             detection.emitted_at = now.micros();
@@ -203,7 +207,7 @@ impl<R: Rule> Memory<R> {
                 record: Record::message(detection.encode_to_vec()),
             });
         }
-        let mut batches: std::collections::BTreeMap<u32, DenialBatch> = std::collections::BTreeMap::new();
+        let mut batches: BTreeMap<u32, DenialBatch> = BTreeMap::new();
         for denial in findings.denials {
             let partition = partition_of(&[&denial.client_id, &denial.source_ip], self.denials);
             batches.entry(partition).or_default().denials.push(denial);
@@ -211,6 +215,18 @@ impl<R: Rule> Memory<R> {
         for (partition, batch) in batches {
             outputs.push(Output {
                 topic: Topic::Denials,
+                partition,
+                record: Record::message(batch.encode_to_vec()),
+            });
+        }
+        let mut batches: BTreeMap<u32, RollupBatch> = BTreeMap::new();
+        for rollup in findings.rollups.take() {
+            let partition = partition_of(&[&rollup.client_id], self.rollups);
+            batches.entry(partition).or_default().rollups.push(rollup);
+        }
+        for (partition, batch) in batches {
+            outputs.push(Output {
+                topic: Topic::Rollups,
                 partition,
                 record: Record::message(batch.encode_to_vec()),
             });

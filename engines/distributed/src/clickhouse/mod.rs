@@ -47,6 +47,7 @@ pub struct ClickhouseStore {
     server: Server,
     clock: SharedClock,
     raw: Duration,
+    insert_pace: Duration,
     /// What this process began to insert and does not know the end of.
     doubts: Mutex<HashSet<BatchRange>>,
 }
@@ -59,7 +60,8 @@ impl ClickhouseStore {
     pub async fn connect(config: &Config, clock: SharedClock) -> Result<Self, StoreError> {
         let server = Server::new(&config.clickhouse)?;
         migrate::check(&server).await?;
-        Ok(Self { server, clock, raw: config.retention.raw(), doubts: Mutex::default() })
+        let insert_pace = Duration::from_millis(config.clickhouse.insert_pace_ms);
+        Ok(Self { server, clock, raw: config.retention.raw(), insert_pace, doubts: Mutex::default() })
     }
 
     /// The time before which raw rows are not shown.
@@ -109,6 +111,10 @@ impl TraceStore for ClickhouseStore {
         refused.extend(insert::named(&batch, refused_rows));
         refused.sort_by_key(|row| (row.offset, row.index));
         Ok(refused)
+    }
+
+    fn insert_pace(&self) -> Duration {
+        self.insert_pace
     }
 
     async fn timeline(

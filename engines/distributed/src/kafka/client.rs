@@ -33,8 +33,8 @@ const PRODUCER_QUEUE_KBYTES: u64 = 128 << 10;
 const FETCH_AHEAD_RECORDS: u64 = 1_000;
 const FETCH_AHEAD_KBYTES: u64 = 4 << 10;
 /// How long the broker holds a fetch that has nothing to bring. A partition that is added or moved waits
-/// for the fetch under way, so it is short.
-const FETCH_WAIT_MS: u64 = 25;
+/// for the fetch under way, so it is short; every quiet consumer asks that often, so it is not shorter.
+const FETCH_WAIT_MS: u64 = 250;
 /// The same for single reads, which find the end of a partition by it.
 const READ_WAIT_MS: u64 = 10;
 /// Pause before fetching on, after the look-ahead was full or a fetch failed.
