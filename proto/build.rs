@@ -16,6 +16,7 @@ const TIME_FIELDS: &[&str] = &[
     "expires_at",
     "migrated_at",
     "received_at",
+    "replayed_at",
     "event_time",
     "at",
     "start",

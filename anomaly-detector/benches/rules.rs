@@ -2,7 +2,7 @@
 
 use std::{hint::black_box, time::Instant};
 
-use panopticon_anomaly_detector::rules;
+use panopticon_anomaly_detector::{rules, settings::SettingsOf};
 use panopticon_core::{
     api::RateLimitBody,
     ids::{ClientId, EventId},
@@ -66,7 +66,7 @@ fn main() {
         let limits = |_: &str| RateLimitBody::default();
         println!("{users} users, every {denied_every}. trace denied");
         run("  rate_limit", RateLimitRule::new(200_000, limits), &traces);
-        let (by_trace, by_source) = rules(200_000);
+        let (by_trace, by_source) = rules(200_000, &SettingsOf::default());
         let findings = run("  failed_auth by user, and copies", by_trace, &traces);
         run("  failed_auth by source", by_source, &findings.denials);
     }

@@ -15,7 +15,7 @@ use panopticon_core::{
 use panopticon_proto::log::Detection;
 use serde_json::{Map, Value};
 
-use crate::rules;
+use crate::{app_rules, detector::AppsRule, rules, settings::SettingsOf};
 
 /// A rule over traces that takes part in a backtest beside the detector's own, such as the enforcer's
 /// `rate_limit`.
@@ -47,17 +47,22 @@ pub struct Counts {
 /// The most entities that each rule remembers in a backtest.
 pub const MAX_ENTITIES: usize = 1_000_000;
 
-/// Shows `traces`, in the order in which they arrived, to the detector's rules and to `further` ones, and
-/// gives each detection to `out` as it is made, without `emitted_at`.
+/// Shows `traces`, in the order in which they arrived, to the detector's rules, with these `settings`, and to
+/// `further` ones, and gives each detection to `out` as it is made, without `emitted_at`.
 pub fn backtest(
     traces: impl IntoIterator<Item = AcceptedTrace>,
+    settings: &SettingsOf,
     further: &mut [Box<dyn TraceRule>],
     mut out: impl FnMut(Detection),
 ) -> Counts {
-    let (mut by_trace, mut by_source) = rules(MAX_ENTITIES);
+    let (mut by_trace, mut by_source) = rules(MAX_ENTITIES, settings);
+    let mut by_app = app_rules(MAX_ENTITIES, settings);
     let mut counts = Counts::default();
     let mut findings = Findings::default();
-    for (offset, accepted) in (0_u64..).zip(traces) {
+    let mut offset = 0;
+    let mut traces = traces.into_iter().peekable();
+    while let Some(accepted) = traces.next() {
+        offset += 1;
         counts.traces += 1;
         counts.late += u64::from(accepted.late);
         for rule in further.iter_mut() {
@@ -67,6 +72,14 @@ pub fn backtest(
         by_source.advance(accepted.received_at, &mut findings);
         for denial in std::mem::take(&mut findings.denials) {
             by_source.observe(&denial, offset, false, &mut findings);
+        }
+        // What follows in the same second is counted together.
+        let second = accepted.event_time().secs();
+        if traces.peek().is_none_or(|next| next.event_time().secs() != second) {
+            for rollup in findings.rollups.take() {
+                by_app.advance(AppsRule::received_at(&rollup), &mut findings);
+                by_app.observe(&rollup, offset, false, &mut findings);
+            }
         }
         for detection in findings.detections.drain(..) {
             match detection.phase.as_str() {
@@ -106,6 +119,7 @@ pub enum BacktestError {
 pub fn backtest_ndjson(
     input: impl BufRead,
     mut output: impl Write,
+    settings: &SettingsOf,
     further: &mut [Box<dyn TraceRule>],
 ) -> Result<Counts, BacktestError> {
     let mut traces = Vec::new();
@@ -117,7 +131,7 @@ pub fn backtest_ndjson(
     }
     traces.sort_by_key(|accepted| accepted.received_at);
     let mut written = Ok(());
-    let counts = backtest(traces, further, |detection| {
+    let counts = backtest(traces, settings, further, |detection| {
         if written.is_ok() {
             written = write_line(&mut output, &detection);
         }

@@ -1,4 +1,4 @@
-//! What the two stages run: rules over traces, and rules over sources.
+//! What the stages run: rules over traces, over sources and over apps.
 
 use std::net::IpAddr;
 
@@ -7,12 +7,15 @@ use panopticon_core::{
     time::Time,
     trace::{AcceptedTrace, WireError},
 };
-use panopticon_proto::log::{Denial, DenialBatch, EntityState};
+use panopticon_proto::log::{Denial, DenialBatch, EntityState, Rollup, RollupBatch};
 use prost::Message as _;
 
-use crate::part::{Part, Parts};
+use crate::{
+    failed_auth::Standing,
+    part::{Part, Parts},
+};
 
-/// The rules over traces; also copies each trace that names a source to the rules over sources.
+/// The rules over traces; also counts them for the rules over apps.
 pub struct DetectorRule {
     parts: Parts<AcceptedTrace>,
 }
@@ -33,9 +36,13 @@ impl Rule for DetectorRule {
 
     fn observe(&mut self, accepted: &AcceptedTrace, offset: u64, replay: bool, findings: &mut Findings) {
         self.parts.observe(accepted, offset, replay, findings);
-        if !replay && !accepted.trace.source_ip.is_empty() {
-            findings.denials.push(denial_of(accepted));
+        if !replay {
+            findings.rollups.add(accepted);
         }
+    }
+
+    fn ends_by(&self, now: Time) -> bool {
+        self.parts.ends_by(now)
     }
 
     fn advance(&mut self, now: Time, findings: &mut Findings) {
@@ -55,8 +62,8 @@ impl Rule for DetectorRule {
     }
 }
 
-/// The slim copy of a trace that names a source.
-fn denial_of(accepted: &AcceptedTrace) -> Denial {
+/// The slim copy of a trace that names a source, with what is known of its user.
+pub(crate) fn denial_of(accepted: &AcceptedTrace, standing: Standing) -> Denial {
     let trace = &accepted.trace;
     Denial {
         event_id: trace.event_id.0.as_bytes().to_vec(),
@@ -69,6 +76,8 @@ fn denial_of(accepted: &AcceptedTrace) -> Denial {
         event_time: accepted.event_time().micros(),
         received_at: accepted.received_at.micros(),
         late: accepted.late,
+        user_known: standing.known,
+        usual_gap_ms: standing.usual_gap_ms,
     }
 }
 
@@ -107,6 +116,10 @@ impl Rule for SourcesRule {
         self.parts.observe(denial, offset, replay, findings);
     }
 
+    fn ends_by(&self, now: Time) -> bool {
+        self.parts.ends_by(now)
+    }
+
     fn advance(&mut self, now: Time, findings: &mut Findings) {
         self.parts.advance(now, findings);
     }
@@ -121,6 +134,50 @@ impl Rule for SourcesRule {
 
     fn received_at(denial: &Denial) -> Time {
         Time::from_micros(denial.received_at)
+    }
+}
+
+/// The rules over apps.
+pub struct AppsRule {
+    parts: Parts<Rollup>,
+}
+
+impl AppsRule {
+    /// Runs `parts`.
+    pub fn new(parts: Vec<Box<dyn Part<Rollup>>>) -> Self {
+        Self { parts: Parts::new(parts) }
+    }
+}
+
+impl Rule for AppsRule {
+    type Event = Rollup;
+
+    fn decode(payload: &[u8]) -> Result<Vec<Rollup>, WireError> {
+        Ok(RollupBatch::decode(payload)?.rollups)
+    }
+
+    fn observe(&mut self, rollup: &Rollup, offset: u64, replay: bool, findings: &mut Findings) {
+        self.parts.observe(rollup, offset, replay, findings);
+    }
+
+    fn ends_by(&self, now: Time) -> bool {
+        self.parts.ends_by(now)
+    }
+
+    fn advance(&mut self, now: Time, findings: &mut Findings) {
+        self.parts.advance(now, findings);
+    }
+
+    fn load(&mut self, key: &[u8], state: EntityState) -> Result<(), WireError> {
+        self.parts.load(key, state)
+    }
+
+    fn changed(&mut self, next: u64, all: bool) -> Vec<(Vec<u8>, Option<EntityState>)> {
+        self.parts.changed(next, all)
+    }
+
+    fn received_at(rollup: &Rollup) -> Time {
+        Time::from_micros(rollup.received_at)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use panopticon_anomaly_detector::settings::SettingsOf;
 use panopticon_core::topic::Topic;
 use panopticon_process::{CommonArgs, Needs, Process, run_stages, worker};
 
@@ -26,7 +27,8 @@ fn main() -> ExitCode {
 async fn run(process: Process) -> anyhow::Result<()> {
     let ports = process.ports(Needs::default()).await?;
     let topic = process.wait_for("traces", || ports.log.topic(Topic::Traces)).await?;
-    let stages = panopticon_anomaly_detector::stages(&process.config.stages, topic.partitions);
+    let stages =
+        panopticon_anomaly_detector::stages(&process.config.stages, topic.partitions, &SettingsOf::default());
     run_stages(stages, process.runtime(&ports)).await;
     ports.close().await;
     Ok(())

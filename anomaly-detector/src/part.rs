@@ -15,6 +15,9 @@ pub trait Part<E: 'static>: Send + 'static {
     /// Ends what has ended by `now`.
     fn advance(&mut self, now: Time, findings: &mut Findings);
 
+    /// Whether an episode may have ended by `now`.
+    fn ends_by(&self, now: Time) -> bool;
+
     /// Takes up an entity from the checkpoint.
     fn load(&mut self, key: &[u8], state: EntityState) -> Result<(), WireError>;
 
@@ -43,6 +46,11 @@ impl<E: 'static> Parts<E> {
         for part in &mut self.0 {
             part.advance(now, findings);
         }
+    }
+
+    /// See [`Part::ends_by`].
+    pub fn ends_by(&self, now: Time) -> bool {
+        self.0.iter().any(|part| part.ends_by(now))
     }
 
     /// Gives an entity to the rule that its key names.

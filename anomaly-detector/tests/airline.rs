@@ -3,7 +3,10 @@
 
 use std::{fs::File, io::BufReader};
 
-use panopticon_anomaly_detector::backtest::{BacktestError, Counts, TraceRule, backtest_ndjson};
+use panopticon_anomaly_detector::{
+    backtest::{BacktestError, Counts, TraceRule, backtest_ndjson},
+    settings::SettingsOf,
+};
 use panopticon_core::api::RateLimitBody;
 use panopticon_guard_enforcer::rate_limit::RateLimitRule;
 use serde_json::Value;
@@ -19,7 +22,7 @@ fn airline() -> BufReader<flate2::read::GzDecoder<File>> {
 
 fn backtest(input: impl std::io::BufRead) -> (Counts, Vec<Value>) {
     let mut output = Vec::new();
-    let counts = backtest_ndjson(input, &mut output, &mut rate_limit()).unwrap();
+    let counts = backtest_ndjson(input, &mut output, &SettingsOf::default(), &mut rate_limit()).unwrap();
     let lines = output.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     (counts, lines.map(|line| serde_json::from_slice(line).unwrap()).collect())
 }
@@ -65,11 +68,11 @@ fn the_order_of_the_lines_changes_nothing() {
 #[test]
 fn a_line_that_is_no_trace_is_named() {
     let mut text = String::from("\n{\"event_id\":\"7\"}\n");
-    let error = backtest_ndjson(text.as_bytes(), Vec::new(), &mut []).unwrap_err();
+    let error = backtest_ndjson(text.as_bytes(), Vec::new(), &SettingsOf::default(), &mut []).unwrap_err();
     assert!(matches!(error, BacktestError::Line { line: 2, .. }), "{error}");
     text = "[]".to_owned();
     assert!(
-        backtest_ndjson(text.as_bytes(), Vec::new(), &mut [])
+        backtest_ndjson(text.as_bytes(), Vec::new(), &SettingsOf::default(), &mut [])
             .unwrap_err()
             .to_string()
             .starts_with("line 1: ")

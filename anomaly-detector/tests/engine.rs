@@ -2,6 +2,8 @@
 //! in the middle.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::{
     collections::BTreeMap,
     fs::File,
@@ -14,14 +16,15 @@ use std::{
     time::Duration,
 };
 
+use panopticon_anomaly_detector::settings::SettingsOf;
 use panopticon_core::{
     admission::trace_from_json,
     config::Config,
     control::ControlView,
     health::Health,
     ids::partition_of,
-    log::{EventLog, Record, Stored},
-    stage::{Runtime, Stage, run_stage},
+    log::{Commit, EventLog, PollLimits, Record, Stored},
+    stage::{IDLE_WAIT, Runtime, Stage, run_stage},
     time::{Clock, Time},
     topic::Topic,
     trace::{AcceptedTrace, encode_envelope},
@@ -53,10 +56,11 @@ struct Process {
     shutdown: CancellationToken,
 }
 
-const STAGES: [(&str, Topic); 4] = [
+const STAGES: [(&str, Topic); 5] = [
     ("rate-limit", Topic::Traces),
     ("detector", Topic::Traces),
     ("detector-sources", Topic::Denials),
+    ("detector-apps", Topic::Rollups),
     ("guard-actions", Topic::Detections),
 ];
 
@@ -77,7 +81,8 @@ impl Process {
             shutdown: shutdown.clone(),
         };
         let partitions = engine.log.topic(Topic::Traces).await.unwrap().partitions;
-        let mut all: Vec<Arc<dyn Stage>> = panopticon_anomaly_detector::stages(&config.stages, partitions);
+        let mut all: Vec<Arc<dyn Stage>> =
+            panopticon_anomaly_detector::stages(&config.stages, partitions, &SettingsOf::default());
         all.extend(panopticon_guard_enforcer::stages(view, &config.stages, partitions));
         let mut stages = JoinSet::new();
         for stage in all {
@@ -178,7 +183,7 @@ async fn found_in(lives: usize, in_order: bool) -> (Vec<Detection>, Vec<GuardAct
     }
     process.settle().await;
     // Time passes, and both episodes end without a further trace.
-    clock.set(traces.last().unwrap().received_at.plus(Duration::from_secs(3_600)));
+    clock.set(traces.last().unwrap().received_at.plus(Duration::from_secs(7_200)));
     let ended = async {
         while process.read::<GuardAction>(Topic::GuardActions).await.len() < 4 {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -234,4 +239,42 @@ async fn restarts_in_the_middle_lose_and_repeat_nothing() {
 async fn deaths_in_the_middle_lose_and_repeat_nothing() {
     let (detections, actions) = found_in(3, false).await;
     check(&detections, &actions);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_episode_is_ended_by_the_clock_while_dedupe_stands_still() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Arc::new(SetClock(AtomicI64::new(0)));
+    clock.set(common::at(0));
+    let process = Process::start(folder.path(), clock.clone()).await;
+    process.append((0..6).map(|n| common::denied(n, "user_1", "", n as i64)).collect()).await;
+    process.settle().await;
+    // What dedupe has not brought yet may go on with the episode.
+    for partition in 0..2 {
+        let raw = Record::message(encode_envelope([]));
+        process.engine.log.append(Topic::TracesRaw, partition, raw).await.unwrap();
+    }
+    clock.set(common::at(7_200));
+    // Time for the stages to look at the clock, several times.
+    tokio::time::sleep(3 * IDLE_WAIT).await;
+    assert_eq!(process.read::<Detection>(Topic::Detections).await.len(), 1);
+
+    let mut dedupe = process.engine.log.subscribe("dedupe", Topic::TracesRaw).await.unwrap();
+    let mut leases = Vec::new();
+    for _ in 0..2 {
+        leases.push(dedupe.next_lease().await.unwrap());
+    }
+    for lease in &mut leases {
+        let commit = Commit { next: Some(1), ..Commit::default() };
+        let limits = PollLimits { records: 1, bytes: 1, wait: IDLE_WAIT };
+        lease.poll(limits).await.unwrap();
+        lease.commit(commit).await.unwrap();
+    }
+    let ended = async {
+        while process.read::<Detection>(Topic::Detections).await.len() < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), ended).await.expect("the episode ends");
+    process.stop(true).await;
 }

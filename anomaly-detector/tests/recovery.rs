@@ -10,14 +10,14 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{at, trace};
-use panopticon_anomaly_detector::{detector::SourcesRule, rules};
+use panopticon_anomaly_detector::{app_rules, detector::SourcesRule, rules, settings::SettingsOf};
 use panopticon_core::{
     api::RateLimitBody,
     stage::{Findings, Rule},
     trace::{AcceptedTrace, Status},
 };
 use panopticon_guard_enforcer::rate_limit::RateLimitRule;
-use panopticon_proto::log::{Denial, Detection, EntityState};
+use panopticon_proto::log::{Denial, Detection, EntityState, Rollup};
 use proptest::prelude::*;
 
 /// What happens to a stage after a batch of records.
@@ -126,7 +126,7 @@ fn run<R: Rule>(
         }
     }
     let mut findings = Findings::default();
-    rule.advance(at(1_000_000), &mut findings);
+    rule.advance(at(100_000_000), &mut findings);
     log.commit(&mut rule, findings, records.len() as u64, true);
     assert_eq!(log.table, BTreeMap::new(), "in the end everything is forgotten");
     // Ends at the same time come in any order.
@@ -167,7 +167,7 @@ fn records() -> impl Strategy<Value = Vec<Vec<AcceptedTrace>>> {
 
 /// The copies that the detector makes of each record's traces.
 fn denials(records: &[Vec<AcceptedTrace>]) -> Vec<Vec<Denial>> {
-    let (mut by_trace, _) = rules(1_000);
+    let (mut by_trace, _) = rules(1_000, &SettingsOf::default());
     let copies = records.iter().enumerate().map(|(offset, traces)| {
         let mut findings = Findings::default();
         for accepted in traces {
@@ -176,6 +176,34 @@ fn denials(records: &[Vec<AcceptedTrace>]) -> Vec<Vec<Denial>> {
         findings.denials
     });
     copies.filter(|denials| !denials.is_empty()).collect()
+}
+
+/// The same after four days with a call of each user and tool every eight hours, so that bursts are known.
+fn after_a_history(records: Vec<Vec<AcceptedTrace>>) -> Vec<Vec<AcceptedTrace>> {
+    let mut all = Vec::new();
+    for n in 0..12 {
+        for (user, tool) in [("a", "x"), ("b", "y"), ("", "z")] {
+            let started = at(-400_000 + n * 8 * 3_600);
+            let mut accepted = trace(10_000 + all.len() as u128, user, "", Status::Ok, started);
+            accepted.trace.tool = tool.to_owned();
+            all.push(vec![accepted]);
+        }
+    }
+    all.extend(records);
+    all
+}
+
+/// The counts that the detector makes of each record's traces.
+fn rollups(records: &[Vec<AcceptedTrace>]) -> Vec<Vec<Rollup>> {
+    let (mut by_trace, _) = rules(1_000, &SettingsOf::default());
+    let counts = records.iter().enumerate().map(|(offset, traces)| {
+        let mut findings = Findings::default();
+        for accepted in traces {
+            by_trace.observe(accepted, offset as u64, false, &mut findings);
+        }
+        findings.rollups.take()
+    });
+    counts.collect()
 }
 
 proptest! {
@@ -190,14 +218,28 @@ proptest! {
 
     #[test]
     fn failed_auth_by_user_says_the_same_after_any_crash(records in records(), steps in steps()) {
-        let make = || rules(1_000).0;
+        let make = || rules(1_000, &SettingsOf::default()).0;
+        prop_assert_eq!(run(make, &records, &steps, true), run(make, &records, &steps, false));
+    }
+
+    #[test]
+    fn bursts_of_users_are_the_same_after_any_crash(records in records(), steps in steps()) {
+        let records = after_a_history(records);
+        let make = || rules(1_000, &SettingsOf::default()).0;
+        prop_assert_eq!(run(make, &records, &steps, true), run(make, &records, &steps, false));
+    }
+
+    #[test]
+    fn bursts_of_tools_are_the_same_after_any_crash(records in records(), steps in steps()) {
+        let records = rollups(&after_a_history(records));
+        let make = || app_rules(1_000, &SettingsOf::default());
         prop_assert_eq!(run(make, &records, &steps, true), run(make, &records, &steps, false));
     }
 
     #[test]
     fn failed_auth_by_source_says_the_same_after_any_crash(records in records(), steps in steps()) {
         let records = denials(&records);
-        let make = || -> SourcesRule { rules(1_000).1 };
+        let make = || -> SourcesRule { rules(1_000, &SettingsOf::default()).1 };
         prop_assert_eq!(run(make, &records, &steps, true), run(make, &records, &steps, false));
     }
 }

@@ -82,15 +82,16 @@ enum Panopticon {
     Policy(commands::policy::Policy),
     Kill(commands::kill::Kill),
     Unkill(commands::kill::Unkill),
+    Erase(commands::erase::Erase),
     /// Webhook endpoints: add, list, remove, rotate, test, deliveries, replay, listen
     #[command(subcommand)]
     Webhook(commands::webhook::Webhook),
     /// API tokens: create, list, revoke
     #[command(subcommand)]
     Token(commands::token::Token),
-    /// Records that a stage could not take
+    /// Records that a stage could not take: list, replay
     #[command(subcommand, name = "dead-letters")]
-    DeadLetters(commands::records::DeadLetters),
+    DeadLetters(commands::dead_letters::DeadLetters),
     Audit(commands::records::Audit),
     /// Approvals asked for by agents (not in this build)
     Approvals {
@@ -150,6 +151,7 @@ async fn dispatch(logi: Logi, out: Output) -> Outcome {
         Panopticon::Policy(command) => command.run(s).await,
         Panopticon::Kill(command) => command.run(s).await,
         Panopticon::Unkill(command) => command.run(s).await,
+        Panopticon::Erase(command) => command.run(s).await,
         Panopticon::Webhook(command) => command.run(s).await,
         Panopticon::Token(command) => command.run(s).await,
         Panopticon::DeadLetters(command) => command.run(s).await,

@@ -1,5 +1,7 @@
 //! The control API, as a client.
 
+use std::time::Duration;
+
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use panopticon_core::{
     api::{BASE, ListAnswer},
@@ -100,7 +102,11 @@ impl Control {
     }
 
     async fn answer(&self, request: RequestBuilder) -> Outcome<Answer> {
-        let sent = request.timeout(REQUEST_TIMEOUT).send().await;
+        self.answer_within(REQUEST_TIMEOUT, request).await
+    }
+
+    async fn answer_within(&self, timeout: Duration, request: RequestBuilder) -> Outcome<Answer> {
+        let sent = request.timeout(timeout).send().await;
         let answer = sent.map_err(|error| unreachable(&self.url, &error))?;
         let etag = answer.headers().get(header::ETAG).cloned();
         let text = text_of(&self.url, answer).await.map_err(|failure| self.about_token(failure))?;
@@ -127,6 +133,17 @@ impl Control {
     /// Any method, with a JSON body.
     pub(crate) async fn send<T: Serialize>(&self, method: Method, path: &str, body: &T) -> Outcome<Answer> {
         self.answer(self.request(method, path).json(body)).await
+    }
+
+    /// The same for what takes long.
+    pub(crate) async fn send_within<T: Serialize>(
+        &self,
+        timeout: Duration,
+        method: Method,
+        path: &str,
+        body: &T,
+    ) -> Outcome<Answer> {
+        self.answer_within(timeout, self.request(method, path).json(body)).await
     }
 
     /// The same, only if the resource still is as `etag` says.

@@ -239,6 +239,70 @@ async fn a_policy_is_changed_only_as_it_was_seen() {
 }
 
 #[tokio::test]
+async fn all_dead_letters_of_a_stage_are_replayed_oldest_first_and_only_once() {
+    let letter = |id: &str, stage: &str, state: &str| {
+        value!({"dead_letter_id": id, "topic": "traces", "partition": 1, "offset": 7, "stage": stage,
+            "error": "no", "at": "2026-06-30T12:00:00.000000Z", "size": 12, "state": state})
+    };
+    let page = value!({"next_cursor": null, "items": [letter("new", "store", "dead"),
+        letter("done", "store", "replayed"), letter("other", "rate-limit", "dead"),
+        letter("o/ld", "store", "dead")]});
+    let stub = Stub::start(move |asked, _| {
+        if asked.line.starts_with("GET") {
+            return json(200, &page.to_string());
+        }
+        let id = if asked.line.contains("new") { "new" } else { "o/ld" };
+        let replayed = value!({"dead_letter_id": id, "topic": "traces", "partition": 1, "stage": "store",
+            "replayed_at": "2026-06-30T12:05:00.000000Z"});
+        json(202, &replayed.to_string())
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let listed = stub.logi(folder.path(), &["panopticon", "dead-letters", "list"]).await;
+    let words: Vec<&str> = listed.out.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(words, ["2026-06-30T12:00:00Z", "store", "traces", "1/7", "12", "dead", "no", "new"]);
+    let all = ["panopticon", "dead-letters", "replay", "--all", "--stage", "store"];
+    let replayed = stub.logi(folder.path(), &all).await;
+    assert_eq!(replayed.status, 0, "{replayed:?}");
+    assert!(replayed.out.ends_with("replayed 2 dead letters\n"), "{}", replayed.out);
+    let posts: Vec<String> =
+        stub.asked().into_iter().map(|asked| asked.line).filter(|line| line.starts_with("POST")).collect();
+    assert_eq!(
+        posts,
+        ["o%2Fld", "new"].map(|id| format!("POST /api/v1/panopticon/dead-letters/{id}/replay"))
+    );
+    let as_json = stub.logi(folder.path(), &["panopticon", "dead-letters", "replay", "new", "--json"]).await;
+    let rows: Vec<Value> = serde_json::from_str(&as_json.out).unwrap();
+    assert_eq!((rows.len(), &rows[0]["stage"]), (1, &value!("store")));
+    let neither = stub.logi(folder.path(), &["panopticon", "dead-letters", "replay"]).await;
+    assert_eq!(neither.status, 2, "{neither:?}");
+}
+
+#[tokio::test]
+async fn an_erasure_says_what_was_done_and_what_is_left() {
+    let erased = value!({"client_id": "my-app", "erasure_id": "0190-e", "complete": false,
+        "erased": {"traces": 7, "usage": 9, "detections": 1, "actions": 2, "deliveries": 4,
+            "pending_deliveries": 1, "usage_left": 0},
+        "log_copies_gone_by": "2026-07-07T14:00:00.000000Z",
+        "delivery_copies_gone_by": "2026-07-12T12:00:00.000000Z", "notes": ["1 webhook delivery is tried"]});
+    let stub = Stub::always(200, &erased.to_string()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let words = ["panopticon", "erase", "my-app", "--user", "al/ice"];
+    let ran = stub.logi(folder.path(), &words).await;
+    assert_eq!(ran.status, 0, "{ran:?}");
+    let asked = &stub.asked()[0];
+    assert_eq!(asked.line, "POST /api/v1/panopticon/apps/my-app/erase");
+    assert_eq!(asked.json(), value!({"user_sub": "al/ice"}));
+    for part in ["raw traces removed", "2026-07-07T14:00:00Z", "1 webhook delivery is tried", "not complete"]
+    {
+        assert!(ran.out.contains(part), "{part}: {}", ran.out);
+    }
+    let as_json = stub.logi(folder.path(), &[&words[..], &["--json"]].concat()).await;
+    assert_eq!(serde_json::from_str::<Value>(&as_json.out).unwrap(), erased);
+    assert_eq!(stub.logi(folder.path(), &words[..3]).await.status, 2, "nobody is named");
+}
+
+#[tokio::test]
 async fn agent_revoke_is_kill() {
     let kill = r#"{"client_id":"my-app","user_sub":"al/ice","state":"killed","reason":"loop","actor":"me",
         "at":"2026-06-30T12:00:00.000000Z"}"#;

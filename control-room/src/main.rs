@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::Parser;
 use panopticon_control_room::{ControlRoom, ops};
 use panopticon_core::{control::ControlWriter, secrets, stage::GROUPS};
-use panopticon_process::{CommonArgs, Needs, Process, bind, condition, serve, worker};
+use panopticon_process::{CommonArgs, NeedOfStore, Needs, Process, bind, condition, serve, worker};
 use panopticon_webhook_dispatcher::egress::Egress;
 use tracing::info;
 
@@ -29,6 +29,17 @@ fn main() -> ExitCode {
     worker(&Args::parse().common, "control-room", run)
 }
 
+/// Writes the configured apps, once the log takes them.
+async fn seed(process: &Process, writer: &ControlWriter) -> anyhow::Result<()> {
+    let attempt = || async {
+        match ops::seed(&process.config, writer).await {
+            Err(ops::SeedError::Log(error)) => Err(error),
+            decided => Ok(decided),
+        }
+    };
+    Ok(process.wait_for("the configured apps", attempt).await??)
+}
+
 async fn run(process: Process) -> anyhow::Result<()> {
     let config = process.config.clone();
     let part = process.health.part("http");
@@ -36,10 +47,10 @@ async fn run(process: Process) -> anyhow::Result<()> {
     let sealer = process.sealer()?;
     let admin_token = process.admin_token()?;
     let egress = Egress::new(&config).context("configuration: `webhooks`")?;
-    let ports = process.ports(Needs { seen: false, store: true }).await?;
+    let ports = process.ports(Needs { seen: false, store: NeedOfStore::Tables }).await?;
     let view = process.control(&ports).await?;
     let writer = Arc::new(ControlWriter::new(ports.log.clone(), view.clone(), process.clock.clone()));
-    ops::seed(&config, &writer).await?;
+    seed(&process, &writer).await?;
     let room = panopticon_control_room::router(ControlRoom {
         log: ports.log.clone(),
         store: ports.store()?,

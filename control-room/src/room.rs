@@ -70,6 +70,8 @@ pub struct Room {
     pub(crate) gateway_counts: Option<Arc<GatewayCountsOf>>,
     pub(crate) check_url: Arc<CheckUrl>,
     pub(crate) live: Live,
+    /// Held by the erasure under way: the trace store takes one at a time.
+    pub(crate) erasing: tokio::sync::Mutex<()>,
 }
 
 impl Room {
@@ -89,6 +91,7 @@ impl Room {
             stages: parts.stages,
             gateway_counts: parts.gateway_counts,
             check_url: parts.check_url,
+            erasing: tokio::sync::Mutex::default(),
         }
     }
 

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{store::UsageCounts, time::Time, trace::AcceptedTrace};
+use crate::{erasure::ErasedCounts, store::UsageCounts, time::Time, trace::AcceptedTrace};
 
 /// The base path of the control API.
 pub const BASE: &str = "/api/v1/panopticon";
@@ -246,6 +246,48 @@ pub struct TokenRequest {
     /// Days until it expires; absent: 90.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in_days: Option<u32>,
+}
+
+/// `POST /apps/{client_id}/erase`: takes a person out of the app's records.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EraseRequest {
+    /// Who.
+    pub user_sub: String,
+}
+
+/// What was erased, and what runs out when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EraseAnswer {
+    /// The app.
+    pub client_id: String,
+    /// Under which the audit record knows it.
+    pub erasure_id: String,
+    /// Whether nothing is left to do; else `notes` say what.
+    pub complete: bool,
+    /// How much was removed or given to a pseudonym.
+    pub erased: ErasedCounts,
+    /// When the copies in the event log have run out.
+    pub log_copies_gone_by: Time,
+    /// When the copies of webhook deliveries in the event log have run out.
+    pub delivery_copies_gone_by: Time,
+    /// What was kept and why, in sentences.
+    pub notes: Vec<String>,
+}
+
+/// `POST /dead-letters/{id}/replay`: the record was appended again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadLetterReplayAnswer {
+    /// The dead letter.
+    pub dead_letter_id: String,
+    /// Where its record lay and lies again.
+    pub topic: String,
+    /// In which partition.
+    pub partition: u32,
+    /// The stage that takes it up; the others skip it.
+    pub stage: String,
+    /// When it was appended again, at the first time of asking.
+    pub replayed_at: Time,
 }
 
 /// An API token. `GET|POST /tokens`, `DELETE /tokens/{id}`.

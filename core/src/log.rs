@@ -24,8 +24,17 @@ pub struct Record {
     pub key: Bytes,
     /// The message; `None` is a tombstone.
     pub payload: Option<Bytes>,
-    /// A replayed record is for this stage alone; the others skip it.
-    pub for_stage: Option<String>,
+    /// Set where a record that was a dead letter has been appended again.
+    pub replay: Option<Replay>,
+}
+
+/// What is known of a record that was appended again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replay {
+    /// It is for this stage alone; the others skip it.
+    pub stage: String,
+    /// Where in its partition it lay before it was replayed for the first time.
+    pub first_offset: u64,
 }
 
 impl Record {
@@ -36,12 +45,17 @@ impl Record {
 
     /// A record of a compacted topic.
     pub fn keyed(key: impl Into<Bytes>, payload: impl Into<Bytes>) -> Self {
-        Self { key: key.into(), payload: Some(payload.into()), for_stage: None }
+        Self { key: key.into(), payload: Some(payload.into()), replay: None }
     }
 
     /// A record that takes `key` out of a compacted topic.
     pub fn tombstone(key: impl Into<Bytes>) -> Self {
         Self { key: key.into(), ..Self::default() }
+    }
+
+    /// Whether `stage` takes it up: all stages do, unless it was replayed for another one.
+    pub fn is_for(&self, stage: &str) -> bool {
+        self.replay.as_ref().is_none_or(|replay| replay.stage == stage)
     }
 
     /// The message's bytes; empty for a tombstone.
@@ -235,7 +249,8 @@ pub trait EventLog: Send + Sync + 'static {
         max_bytes: usize,
     ) -> Result<Vec<Stored>, LogError>;
 
-    /// The latest record of every key of one partition of a compacted topic; tombstones left out.
+    /// The latest record of every key of one partition of a compacted topic; tombstones and replayed
+    /// records left out.
     async fn table(&self, topic: Topic, partition: u32) -> Result<Vec<(Bytes, Bytes)>, LogError>;
 
     /// Follows all partitions of a topic without being a member of a group.

@@ -13,6 +13,17 @@ pub struct Mark {
     pub place: Place,
 }
 
+/// A mark that is to name another place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Move {
+    /// Which trace.
+    pub key: SeenKey,
+    /// Where it must lie for the mark to move.
+    pub from: Place,
+    /// Where it lies from then on.
+    pub to: Place,
+}
+
 /// Which part of a raw partition a batch of marks stands for. The set remembers how far each partition
 /// has come: finding less than `from` means that it has lost marks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +66,10 @@ pub trait SeenSet: Send + Sync + 'static {
 
     /// Writes marks anew, over what is there; the last call of a rebuild carries the progress reached.
     async fn restore(&self, marks: Vec<Mark>, progress: Option<Progress>) -> Result<(), SeenError>;
+
+    /// Compares and sets, in order: a mark that names the place it is to be moved from names the new one
+    /// afterwards; one that names another, or is not there, stays as it is.
+    async fn shift(&self, moves: Vec<Move>) -> Result<(), SeenError>;
 
     /// Forgets what is older than the window. Engines that forget by themselves do nothing.
     async fn expire(&self) -> Result<(), SeenError>;

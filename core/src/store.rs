@@ -7,6 +7,7 @@ use panopticon_proto::log::{AuditEntry, Delivery, Detection, GuardAction};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    erasure::{ErasedCounts, Erasure},
     ids::{ClientId, EventId, LogId},
     time::Time,
     topic::Topic,
@@ -230,6 +231,11 @@ pub trait TraceStore: Send + Sync + 'static {
 
     /// When an app's latest trace was received, if it has one.
     async fn last_received(&self, client_id: &ClientId) -> Result<Option<Time>, StoreError>;
+
+    /// Removes a person's raw traces, and has the pseudonym stand for the person in aggregates, detections,
+    /// guard actions and deliveries. The sums of the app stay as they are. Can be called again after any
+    /// failure, with the same pseudonym or another one, until nothing is left to do. One call at a time.
+    async fn erase(&self, erasure: &Erasure) -> Result<ErasedCounts, StoreError>;
 
     /// Deletes raw rows past their time. Engines that do so by themselves do nothing.
     async fn expire(&self, now: Time) -> Result<(), StoreError>;

@@ -34,11 +34,12 @@ struct Options {
 type Part = (&'static str, fn(&std::path::Path) -> anyhow::Result<Vec<Line>>);
 
 const PARTS: [Part; 5] = [
+    // First, since what the others leave behind would be counted as free.
+    ("cost", cost::measure),
     ("failed_auth", failed_auth::measure),
     ("off_hour", off_hour::measure),
     ("burst", burst::measure),
     ("series", series::measure),
-    ("cost", cost::measure),
 ];
 
 fn main() -> ExitCode {

@@ -80,6 +80,10 @@ impl<F: Fn(&str) -> RateLimitBody + Send + 'static> Rule for RateLimitRule<F> {
         self.users.watch(slot);
     }
 
+    fn ends_by(&self, now: Time) -> bool {
+        self.users.ends_by(now)
+    }
+
     fn advance(&mut self, now: Time, findings: &mut Findings) {
         while let Some(slot) = self.users.next_end(now) {
             self.users[slot].course.end(&FORM, findings);

@@ -35,14 +35,16 @@ pub(crate) struct Appender {
     pub mark_timeout: Duration,
     pub max_envelope_bytes: usize,
     pub in_flight: Arc<Semaphore>,
+    /// How many traces wait for an answer.
+    pub waiting: metrics::Gauge,
 }
 
 impl Appender {
     pub fn new(
         log: Arc<dyn EventLog>,
         seen: Arc<dyn SeenSet>,
-        partition: u32,
-        log_id: LogId,
+        (partition, log_id): (u32, LogId),
+        waiting: metrics::Gauge,
         limits: &GatewayConfig,
     ) -> Self {
         Self {
@@ -54,6 +56,7 @@ impl Appender {
             mark_timeout: Duration::from_millis(limits.mark_timeout_ms),
             max_envelope_bytes: limits.max_envelope_bytes,
             in_flight: Arc::new(Semaphore::new(limits.appends_in_flight)),
+            waiting,
         }
     }
 
@@ -124,6 +127,7 @@ impl Appender {
             // A request that has gone away needs no answer.
             let _ = parcel.answer.send(own);
             drop(parcel.room);
+            self.waiting.decrement(length as f64);
         }
     }
 

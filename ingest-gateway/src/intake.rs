@@ -39,6 +39,8 @@ struct Queue {
     parcels: mpsc::UnboundedSender<Parcel>,
     /// Bounds the queue, in traces.
     room: Arc<Semaphore>,
+    /// How many traces are in it.
+    waiting: metrics::Gauge,
 }
 
 impl Intake {
@@ -55,10 +57,13 @@ impl Intake {
         let queues = (0..topic.partitions)
             .map(|partition| {
                 let (parcels, queue) = mpsc::unbounded_channel();
+                let waiting =
+                    metrics::gauge!("panopticon_gateway_queue_traces", "partition" => partition.to_string());
+                let place = (partition, topic.log_id);
                 let appender =
-                    Appender::new(log.clone(), seen.clone(), partition, topic.log_id, &config.gateway);
+                    Appender::new(log.clone(), seen.clone(), place, waiting.clone(), &config.gateway);
                 tokio::spawn(appender.run(queue));
-                Queue { parcels, room: Arc::new(Semaphore::new(config.gateway.queue_traces)) }
+                Queue { parcels, room: Arc::new(Semaphore::new(config.gateway.queue_traces)), waiting }
             })
             .collect();
         Ok(Self {
@@ -159,6 +164,7 @@ impl Intake {
             return None;
         };
         let (answer, verdicts) = oneshot::channel();
+        queue.waiting.increment(f64::from(wanted));
         queue.parcels.send(Parcel { traces, bytes, room, answer }).ok()?;
         Some(verdicts)
     }

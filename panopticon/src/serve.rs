@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::{Router, routing::get};
+use panopticon_anomaly_detector::settings::SettingsOf;
 use panopticon_control_room::{ControlRoom, ops};
 use panopticon_core::{
     control::ControlWriter,
@@ -13,7 +14,7 @@ use panopticon_core::{
     topic::Topic,
 };
 use panopticon_ingest_gateway::{Gateway, intake::Intake};
-use panopticon_process::{Needs, Ports, Process, bind, condition, run_stages, serve};
+use panopticon_process::{NeedOfStore, Needs, Ports, Process, bind, condition, run_stages, serve};
 use panopticon_webhook_dispatcher::egress::Egress;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -39,7 +40,7 @@ impl Server {
         let config = process.config.clone();
         let starting = process.health.part("http");
         let listener = bind(config.listen, "listen").await?;
-        let ports = process.ports(Needs { seen: true, store: true }).await?;
+        let ports = process.ports(Needs { seen: true, store: NeedOfStore::Tables }).await?;
         let (seen, store) = (ports.seen()?, ports.store()?);
         let view = process.control(&ports).await?;
         let sealer = process.sealer()?;
@@ -67,7 +68,11 @@ impl Server {
         let mut stages = panopticon_stream_workers::dedupe(seen, store.clone(), &config);
         stages.extend(panopticon_stream_workers::store(&store, &config));
         let partitions = ports.log.topic(Topic::Traces).await?.partitions;
-        stages.extend(panopticon_anomaly_detector::stages(&config.stages, partitions));
+        stages.extend(panopticon_anomaly_detector::stages(
+            &config.stages,
+            partitions,
+            &SettingsOf::default(),
+        ));
         stages.extend(panopticon_guard_enforcer::stages(view.clone(), &config.stages, partitions));
         stages.extend(panopticon_webhook_dispatcher::stages(&config, writer.clone(), sealer.clone())?);
 

@@ -13,7 +13,7 @@ use axum::{
     routing::get,
     serve::ListenerExt as _,
 };
-use panopticon_core::health::Health;
+use panopticon_core::health::{Health, PartReport};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -64,14 +64,18 @@ pub fn condition(health: Health, stuck_after: Duration) -> Router {
         let health = health.clone();
         async move {
             let parts = health.report(stuck_after);
-            // None at all: it has only just started.
-            let ready = !parts.is_empty() && parts.iter().all(|part| part.ready);
+            let ready = is_ready(&parts);
             let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             let word = if ready { "ready" } else { "not_ready" };
             (status, Json(serde_json::json!({"status": word, "parts": parts}))).into_response()
         }
     });
     Router::new().route("/healthz", live).route("/readyz", ready)
+}
+
+/// None at all: it has only just started.
+fn is_ready(parts: &[PartReport]) -> bool {
+    !parts.is_empty() && parts.iter().all(|part| part.ready)
 }
 
 /// Serves the condition and the metrics on the address that is for them.
@@ -86,11 +90,16 @@ pub(crate) async fn serve_condition(process: &Process) -> anyhow::Result<()> {
     };
     info!(address = %listener.local_addr()?, "telling health and metrics");
     let handle = process.metrics.clone();
-    let metrics = get(move || {
-        let handle = handle.clone();
-        async move { prometheus_text(handle.render()) }
-    });
     let stuck_after = Duration::from_millis(process.config.stages.stuck_after_ms);
+    let health = process.health.clone();
+    let metrics = get(move || {
+        let (handle, health) = (handle.clone(), health.clone());
+        async move {
+            let ready = is_ready(&health.report(stuck_after));
+            metrics::gauge!("panopticon_ready").set(if ready { 1.0 } else { 0.0 });
+            prometheus_text(handle.render())
+        }
+    });
     let router = condition(process.health.clone(), stuck_after).route("/metrics", metrics);
     // Until the very end, so that a drain can be watched.
     tokio::spawn(async move {

@@ -25,9 +25,13 @@ use tracing::{info, warn};
 
 pub use self::{
     http::{bind, condition, serve},
-    ports::{Needs, Ports, migrate},
+    ports::{NeedOfStore, Needs, Ports, migrate},
     stages::run_stages,
 };
+
+/// Traces are many small strings that live for milliseconds, often freed by another thread than made them.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// A process that has started.
 #[derive(Clone)]
@@ -174,7 +178,7 @@ where
              or run everything in one process with `panopticon serve`"
         );
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(async {
+        let ended = runtime.block_on(async {
             let process = Process::start(config).await?;
             info!(worker = name, config = %serde_json::to_string(&*process.config).unwrap_or_default(), "starting");
             let ended = body(process.clone()).await;
@@ -183,7 +187,10 @@ where
                 return Ok(());
             }
             ended
-        })
+        });
+        // What still asks a server that is away may block its thread for longer than the drain may take.
+        runtime.shutdown_background();
+        ended
     };
     match run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -22,7 +22,19 @@ pub struct Needs {
     /// The seen set.
     pub seen: bool,
     /// The trace store.
-    pub store: bool,
+    pub store: NeedOfStore,
+}
+
+/// How much of the trace store a process needs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum NeedOfStore {
+    /// Nothing.
+    #[default]
+    None,
+    /// Answers now and then, which can wait: the process starts and works without it.
+    Answers,
+    /// It writes to it or serves from it: its tables are brought up to date and checked first.
+    Tables,
 }
 
 /// Open ports.
@@ -66,7 +78,10 @@ impl Process {
             Engine::Embedded => self.embedded()?,
             Engine::Distributed => {
                 if self.config.migrate_at_start {
-                    self.until_there("migrating", || migrate_distributed(&self.config, needs.store)).await?;
+                    self.until_there("migrating", || {
+                        migrate_distributed(&self.config, needs.store == NeedOfStore::Tables)
+                    })
+                    .await?;
                 }
                 self.distributed(needs).await?
             }
@@ -103,11 +118,16 @@ impl Process {
         } else {
             None
         };
-        let store: Option<Arc<dyn TraceStore>> = if needs.store {
-            let connect = || async { Ok(clickhouse::ClickhouseStore::connect(config, clock.clone()).await?) };
-            Some(Arc::new(self.until_there("ClickHouse", connect).await?))
-        } else {
-            None
+        let store: Option<Arc<dyn TraceStore>> = match needs.store {
+            NeedOfStore::None => None,
+            NeedOfStore::Answers => {
+                Some(Arc::new(clickhouse::ClickhouseStore::later(config, clock.clone())?))
+            }
+            NeedOfStore::Tables => {
+                let connect =
+                    || async { Ok(clickhouse::ClickhouseStore::connect(config, clock.clone()).await?) };
+                Some(Arc::new(self.until_there("ClickHouse", connect).await?))
+            }
         };
         Ok(Ports {
             log,

@@ -74,10 +74,8 @@ impl Batch {
             }
             self.began.get_or_insert_with(Instant::now);
             self.to = stored.offset + 1;
-            let for_another =
-                stored.record.for_stage.as_deref().is_some_and(|stage| stage != self.table.stage);
             // A tombstone of a compacted topic tells nothing that a row does not.
-            if for_another || stored.record.payload.is_none() {
+            if !stored.record.is_for(self.table.stage) || stored.record.payload.is_none() {
                 continue;
             }
             self.bytes += stored.record.size();

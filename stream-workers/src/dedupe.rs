@@ -3,6 +3,9 @@
 //! A trace is kept if the place that the seen set remembers for it is its own. The gateway has usually
 //! marked it already; whoever marks first decides, and a batch that is processed again after a crash finds
 //! its own places. A trace older than the set's window is also looked up in the trace store.
+//!
+//! A replayed record lies at a place of its own, while the marks of its traces name the place where it lay
+//! at first: they are moved before they are asked for. Whoever replays a record twice finds them gone.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,7 +14,7 @@ use panopticon_core::{
     config::Config,
     ids::{ClientId, EventId, LogId, Place, SeenKey},
     log::{EventLog, Lease, Output, Record, Stored},
-    seen::{Mark, Marked, Progress, SeenSet},
+    seen::{Mark, Marked, Move, Progress, SeenSet},
     stage::{PartitionContext, Stage, StageError, Transform, decode_each, transform},
     store::TraceStore,
     time::SharedClock,
@@ -93,17 +96,23 @@ impl Transform for FirstOfEach {
     async fn process(&mut self, records: &[Stored], next: u64) -> Result<Vec<Output>, StageError> {
         let mut outputs = Vec::new();
         let context = (NAME, Topic::TracesRaw, self.partition, self.clock.now());
-        let mut traces = Vec::new();
+        let (mut traces, mut moves) = (Vec::new(), Vec::new());
         for (stored, envelope) in decode_each(records, context, &mut outputs, decode_envelope) {
             for (index, mut accepted) in (0..).zip(envelope) {
                 let (log_id, partition, offset) = (self.log_id, self.partition, stored.offset);
-                accepted.place = Some(Place { log_id, partition, offset, index });
+                let place = Place { log_id, partition, offset, index };
+                accepted.place = Some(place);
+                moves.extend(stored.record.replay.as_ref().map(|replay| Move {
+                    key: key_of(&accepted),
+                    from: Place { offset: replay.first_offset, ..place },
+                    to: place,
+                }));
                 traces.push(accepted);
             }
         }
         let progress = Progress { partition: self.partition, from: self.position, to: next };
         let came = traces.len();
-        let kept = self.first_of_each(traces, progress).await?;
+        let kept = self.first_of_each(traces, &moves, progress).await?;
         let kept = self.unknown_to_the_store(kept).await?;
         metrics::counter!("panopticon_dedupe_duplicates_total").increment((came - kept.len()) as u64);
         outputs.extend(self.envelopes(kept));
@@ -113,18 +122,19 @@ impl Transform for FirstOfEach {
 }
 
 impl FirstOfEach {
-    /// The traces whose own place is the one that came first.
+    /// The traces whose own place is the one that came first, after `moves`.
     async fn first_of_each(
         &self,
         traces: Vec<AcceptedTrace>,
+        moves: &[Move],
         progress: Progress,
     ) -> Result<Vec<AcceptedTrace>, StageError> {
         let marks: Vec<Mark> = traces.iter().filter_map(mark_of).collect();
-        let first = match self.seen.mark(marks.clone(), Some(progress)).await? {
+        let first = match self.move_and_mark(moves, &marks, progress).await? {
             Marked::First(first) => first,
             Marked::Lost => {
                 self.restore().await?;
-                match self.seen.mark(marks, Some(progress)).await? {
+                match self.move_and_mark(moves, &marks, progress).await? {
                     Marked::First(first) => first,
                     Marked::Lost => {
                         return Err(StageError::Broken(format!(
@@ -141,6 +151,18 @@ impl FirstOfEach {
             .filter(|(trace, first)| trace.place == Some(*first))
             .map(|(t, _)| t)
             .collect())
+    }
+
+    async fn move_and_mark(
+        &self,
+        moves: &[Move],
+        marks: &[Mark],
+        progress: Progress,
+    ) -> Result<Marked, StageError> {
+        if !moves.is_empty() {
+            self.seen.shift(moves.to_vec()).await?;
+        }
+        Ok(self.seen.mark(marks.to_vec(), Some(progress)).await?)
     }
 
     /// Rebuilds this partition's marks from what has already been kept.
@@ -214,7 +236,10 @@ impl FirstOfEach {
     }
 }
 
+fn key_of(accepted: &AcceptedTrace) -> SeenKey {
+    SeenKey::of(accepted.trace.client_id.as_str(), accepted.trace.event_id)
+}
+
 fn mark_of(accepted: &AcceptedTrace) -> Option<Mark> {
-    let key = SeenKey::of(accepted.trace.client_id.as_str(), accepted.trace.event_id);
-    accepted.place.map(|place| Mark { key, place })
+    accepted.place.map(|place| Mark { key: key_of(accepted), place })
 }

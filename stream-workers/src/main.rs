@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use panopticon_process::{CommonArgs, Needs, Process, run_stages, worker};
+use panopticon_process::{CommonArgs, NeedOfStore, Needs, Process, run_stages, worker};
 use panopticon_stream_workers::{dedupe, store};
 
 /// Takes traces from the raw log to the trace store.
@@ -39,7 +39,10 @@ fn main() -> ExitCode {
 }
 
 async fn run(process: Process, roles: Vec<Role>) -> anyhow::Result<()> {
-    let ports = process.ports(Needs { seen: roles.contains(&Role::Dedupe), store: true }).await?;
+    // Dedupe asks the store about old traces alone: it need not wait for it.
+    let tables = roles.contains(&Role::Store);
+    let store_need = if tables { NeedOfStore::Tables } else { NeedOfStore::Answers };
+    let ports = process.ports(Needs { seen: roles.contains(&Role::Dedupe), store: store_need }).await?;
     let mut stages = Vec::new();
     if roles.contains(&Role::Dedupe) {
         stages.extend(dedupe(ports.seen()?, ports.store()?, &process.config));

@@ -14,6 +14,7 @@ use panopticon_core::{
     log::{Commit, Lease, Output, Poll},
     stage::{PartitionContext, Stage, StageError, dead_letter_row},
     store::{Attempt, BatchRange, RefusedRow, Rows, StoreError, TraceStore},
+    time::{SharedClock, Time},
     topic::Topic,
     trace::encode_envelope,
 };
@@ -42,6 +43,14 @@ fn parse_intent(metadata: &str) -> Option<u64> {
     metadata.strip_prefix("intent=")?.parse().ok()
 }
 
+/// When the trace came in that has waited longest.
+fn oldest_trace(rows: &Rows) -> Option<Time> {
+    match rows {
+        Rows::Traces(traces) => traces.iter().map(|row| row.value.received_at).min(),
+        _ => None,
+    }
+}
+
 type Insert = Pin<Box<dyn Future<Output = Result<Vec<RefusedRow>, StoreError>> + Send>>;
 
 impl Store {
@@ -50,18 +59,23 @@ impl Store {
         Self { table, store, limits }
     }
 
-    fn insert(&self, range: BatchRange, rows: Rows, attempt: Attempt) -> Insert {
+    fn insert(&self, range: BatchRange, rows: Rows, attempt: Attempt, clock: SharedClock) -> Insert {
         let store = self.store.clone();
         Box::pin(async move {
             if rows.is_empty() {
                 return Ok(Vec::new());
             }
             let (count, began) = (rows.len(), Instant::now());
+            let oldest = oldest_trace(&rows);
             let refused = store.insert(range, rows, attempt).await?;
             metrics::counter!("panopticon_store_rows_total", "topic" => range.topic.name())
                 .increment(count as u64);
             metrics::histogram!("panopticon_store_insert_seconds", "topic" => range.topic.name())
                 .record(began.elapsed());
+            if let Some(received_at) = oldest {
+                metrics::histogram!("panopticon_store_row_age_seconds")
+                    .record(clock.now().since(received_at).as_secs_f64());
+            }
             Ok(refused)
         })
     }
@@ -126,7 +140,7 @@ impl Stage for Store {
                 }
                 let rows = std::mem::replace(&mut batch.rows, Rows::Traces(Vec::new()));
                 let range = self.range(log_id, partition, &batch);
-                inserting = Some((batch, self.insert(range, rows, Attempt::First)));
+                inserting = Some((batch, self.insert(range, rows, Attempt::First, runtime.clock.clone())));
             }
             if leaving && inserting.is_none() {
                 return Ok(());
@@ -198,7 +212,8 @@ impl Store {
         }
         batch.to = end;
         let rows = std::mem::replace(&mut batch.rows, Rows::Traces(Vec::new()));
-        let refused = self.insert(self.range(log_id, partition, &batch), rows, Attempt::Again).await?;
+        let range = self.range(log_id, partition, &batch);
+        let refused = self.insert(range, rows, Attempt::Again, context.runtime.clock.clone()).await?;
         let outputs = self.dead_letters(context, partition, &batch, refused);
         lease.commit(Commit { outputs, next: Some(end), metadata: String::new() }).await?;
         context.finished(batch.records.len());

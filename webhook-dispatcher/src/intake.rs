@@ -42,9 +42,7 @@ impl Intake {
     /// Reads `records` of `partition`.
     pub fn read(records: &[Stored], partition: u32, control: &ControlState, book: &Book, now: Time) -> Self {
         let mut intake = Self::default();
-        let for_this_stage =
-            |stored: &&Stored| stored.record.for_stage.as_deref().is_none_or(|stage| stage == NAME);
-        for stored in records.iter().filter(for_this_stage) {
+        for stored in records.iter().filter(|stored| stored.record.is_for(NAME)) {
             match message::read(stored.record.bytes()) {
                 Ok(Action::Tell(message)) => intake.tell(&message, control, book, now),
                 Ok(Action::Replay(wish)) => intake.wish(wish, control),
@@ -161,7 +159,11 @@ fn receivers(message: &Message, control: &ControlState) -> Vec<Arc<WebhookEndpoi
 
 #[cfg(test)]
 mod tests {
-    use panopticon_core::{config::Config, control::key, log::Record};
+    use panopticon_core::{
+        config::Config,
+        control::key,
+        log::{Record, Replay},
+    };
     use panopticon_proto::log::{GuardAction, KillSwitch, TestMessage};
 
     use super::*;
@@ -244,7 +246,7 @@ mod tests {
         let broken =
             Stored { offset: 0, appended_at: Time::EPOCH, record: Record::message(&b"\xff\xff"[..]) };
         let mut replayed = stored(1, &kill("a2"));
-        replayed.record.for_stage = Some("store".to_owned());
+        replayed.record.replay = Some(Replay { stage: "store".to_owned(), first_offset: 0 });
         let intake = read(&[broken, replayed, stored(2, &kill("a3"))], &control, &book());
         assert_eq!((intake.dead_letters.len(), endpoints(&intake)), (1, vec!["e"]));
         assert_eq!(intake.deliveries[0].1.webhook_id, "a3");

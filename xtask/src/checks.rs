@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail, ensure};
 
+use crate::chaos;
 use crate::interrupt::Interrupt;
 use crate::licences;
 use crate::stack::{TemporaryStack, find_program};
@@ -52,7 +53,7 @@ pub fn run(options: Options) -> Result<()> {
     // The tests of the product from outside start the programs of all crates.
     report.step("build", |interrupt| interrupt.run(cargo().args(["build", "--workspace", "--bins"])));
     if options.embedded {
-        report.step("tests (embedded engine only)", |interrupt| interrupt.run(&mut cargo_test()));
+        report.step("tests (embedded engine only)", |interrupt| interrupt.run(&mut cargo_test(&EVERYTHING)));
     } else {
         test_on_servers(&mut report);
     }
@@ -68,17 +69,30 @@ fn test_on_servers(report: &mut Report) {
     });
     report.step("tests", |interrupt| {
         let stack = stack.as_ref().ok_or_else(|| anyhow!("there are no servers to test with"))?;
-        let result = interrupt.run(cargo_test().envs(stack.test_env()));
+        let result = interrupt.run(cargo_test(&EVERYTHING).envs(stack.test_env()));
         // A test that was ended from outside could not end the servers that it had started for itself.
         TemporaryStack::remove_orphans()?;
         result
     });
+    drop(stack);
+    report.step("tests with a broker that is killed and frozen", |interrupt| {
+        let stack = TemporaryStack::up()?;
+        let mut test = cargo_test(&["--package", "panopticon-distributed", "--test", "kafka", "faults"]);
+        test.args(["--", "--test-threads=1"]).envs(stack.test_env());
+        interrupt.run(test.env("PANOPTICON_TEST_KAFKA_CONTROL", stack.kafka_control()?))
+    });
+    report.step("chaos: every kind of fault once", |interrupt| {
+        chaos::strike(interrupt, &chaos::Options::default())
+    });
 }
 
+/// What a test run is told to test: all there is.
+const EVERYTHING: [&str; 2] = ["--workspace", "--no-fail-fast"];
+
 /// A test run that knows nothing of the developer's own settings.
-fn cargo_test() -> Command {
+fn cargo_test(what: &[&str]) -> Command {
     let mut command = cargo();
-    command.args(["test", "--workspace", "--no-fail-fast"]);
+    command.arg("test").args(what);
     for (name, _) in env::vars_os() {
         if name.to_string_lossy().starts_with("PANOPTICON_") {
             command.env_remove(name);

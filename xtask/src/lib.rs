@@ -7,6 +7,7 @@
 //! This crate knows nothing of the product: no other crate of the workspace is a dependency of it.
 
 pub mod bench;
+pub mod chaos;
 pub mod checks;
 pub mod clickhouse_host;
 pub mod eval;

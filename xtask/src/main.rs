@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use xtask::bench;
+use xtask::chaos;
 use xtask::checks;
 use xtask::clickhouse_host::{self, HostOptions};
 use xtask::eval;
@@ -36,6 +37,18 @@ enum Task {
         /// Seconds of load for each figure.
         #[arg(long, default_value_t = 10)]
         secs: u64,
+    },
+    /// Break a running system on real servers in every way it must survive, and count what is left.
+    Chaos {
+        /// How long faults go on at least; every kind of fault comes once in any case.
+        #[arg(long, default_value_t = 10.0)]
+        minutes: f64,
+        /// What the faults follow from, as an earlier run has printed it.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// With programs as they are shipped.
+        #[arg(long)]
+        release: bool,
     },
     /// Score the detection rules on public data.
     Eval {
@@ -68,6 +81,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Test { embedded } => checks::run(checks::Options { embedded }),
         Task::Bench { embedded, secs } => bench::run(&bench::Options { embedded, secs }),
+        Task::Chaos { minutes, seed, release } => chaos::run(&chaos::Options { minutes, seed, release }),
         Task::Eval { parts, json } => eval::run(&parts, json.as_deref()),
         Task::Stack(args) => stack_commands::run(args),
         Task::ClickhouseHost(ClickhouseHostArgs { library, data_dir, http_port, tcp_port }) => {

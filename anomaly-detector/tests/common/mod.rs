@@ -3,11 +3,16 @@
 
 use std::collections::BTreeMap;
 
+use panopticon_anomaly_detector::{
+    backtest::backtest,
+    settings::{Settings, SettingsOf},
+};
 use panopticon_core::{
     ids::EventId,
     time::Time,
     trace::{AcceptedTrace, Status, Trace},
 };
+use panopticon_proto::log::Detection;
 
 /// 2026-06-30T12:00:00Z.
 pub const NOON: i64 = 1_782_820_800_000_000;
@@ -40,4 +45,35 @@ pub fn trace(n: u128, user: &str, source_ip: &str, status: Status, started: Time
         attributes: BTreeMap::new(),
     };
     AcceptedTrace::new(trace, started)
+}
+
+/// A refused call.
+pub fn denied(n: u128, user: &str, source_ip: &str, second: i64) -> AcceptedTrace {
+    trace(n, user, source_ip, Status::Denied, at(second))
+}
+
+/// A call that did its work.
+pub fn ok(n: u128, user: &str, source_ip: &str, second: i64) -> AcceptedTrace {
+    trace(n, user, source_ip, Status::Ok, at(second))
+}
+
+/// What is found in `traces` with these settings.
+pub fn detections_with(
+    settings: Settings,
+    traces: impl IntoIterator<Item = AcceptedTrace>,
+) -> Vec<Detection> {
+    let mut found = Vec::new();
+    backtest(traces, &SettingsOf::all(settings), &mut [], |detection| found.push(detection));
+    found
+}
+
+/// What is found in `traces`.
+pub fn detections(traces: impl IntoIterator<Item = AcceptedTrace>) -> Vec<Detection> {
+    detections_with(Settings::default(), traces)
+}
+
+/// Kind, user and address of what began.
+pub fn started(found: &[Detection]) -> Vec<(&str, &str, &str)> {
+    let started = found.iter().filter(|d| d.phase == "started");
+    started.map(|d| (d.kind.as_str(), d.user_sub.as_str(), d.source_ip.as_str())).collect()
 }

@@ -1,7 +1,9 @@
 //! What the commands do, one file a subject.
 
 pub(crate) mod apps;
+pub(crate) mod dead_letters;
 pub(crate) mod detections;
+pub(crate) mod erase;
 pub(crate) mod kill;
 pub(crate) mod listen;
 pub(crate) mod policy;

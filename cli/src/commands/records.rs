@@ -1,6 +1,6 @@
-//! What operators look up: the audit record and dead letters.
+//! What operators look up: the audit record.
 
-use clap::{Args, Subcommand};
+use clap::Args;
 use panopticon_core::ids::ClientId;
 use serde_json::Value;
 
@@ -41,50 +41,5 @@ impl Audit {
         });
         let heading = ["AT", "ACTOR", "ACTION", "CLIENT_ID", "TARGET", "DETAIL"];
         s.out.table(heading, cells.collect::<Outcome<_>>()?, "nothing was changed")
-    }
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum DeadLetters {
-    List(ListDeadLetters),
-}
-
-/// List the records that a stage could not take, newest first
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  logi panopticon dead-letters list")]
-pub(crate) struct ListDeadLetters {
-    /// At most this many
-    #[arg(long, value_name = "N", default_value_t = 50)]
-    limit: usize,
-}
-
-impl DeadLetters {
-    pub(crate) async fn run(self, s: &Session) -> Outcome {
-        let Self::List(ListDeadLetters { limit }) = self;
-        let rows = s.control.list("/dead-letters", &[], limit).await?;
-        if s.out.json {
-            return s.out.json_list(&rows);
-        }
-        let cells = rows.iter().map(|raw| {
-            let letter: Value = row(raw)?;
-            let place = format!(
-                "{} {}/{}",
-                cell(&letter, "topic"),
-                cell(&letter, "partition"),
-                cell(&letter, "offset")
-            );
-            Ok([
-                cell(&letter, "at"),
-                cell(&letter, "stage"),
-                place,
-                cell(&letter, "error"),
-                cell(&letter, "dead_letter_id"),
-            ])
-        });
-        s.out.table(
-            ["AT", "STAGE", "PLACE", "ERROR", "ID"],
-            cells.collect::<Outcome<_>>()?,
-            "no dead letters",
-        )
     }
 }

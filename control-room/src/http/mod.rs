@@ -2,6 +2,7 @@
 
 mod apps;
 mod dead_letters;
+mod erase;
 pub(crate) mod errors;
 mod kills;
 mod live;
@@ -39,6 +40,7 @@ pub(crate) fn routes(room: Arc<Room>, docs: Arc<str>) -> Router {
         .route("/apps/{client_id}/pak", post(apps::rotate))
         .route("/apps/{client_id}/policy", get(policy::get).patch(policy::patch))
         .route("/apps/{client_id}/kill", post(kills::kill).delete(kills::lift))
+        .route("/apps/{client_id}/erase", post(erase::post))
         .route("/apps/{client_id}/usage", get(usage::get))
         .route("/apps/{client_id}/timeline", get(queries::timeline))
         .route("/apps/{client_id}/live", get(live::get))
@@ -61,6 +63,7 @@ pub(crate) fn routes(room: Arc<Room>, docs: Arc<str>) -> Router {
         .route("/tokens/{token_id}", delete(tokens::revoke))
         .route("/audit", get(queries::audit))
         .route("/dead-letters", get(dead_letters::list))
+        .route("/dead-letters/{dead_letter_id}/replay", post(dead_letters::replay))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(docs.clone(), finish))

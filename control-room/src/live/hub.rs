@@ -86,7 +86,7 @@ pub(super) fn each_frame(
     mut give: impl FnMut(&str, Bytes),
 ) {
     // A replayed record is for one stage alone.
-    if stored.record.for_stage.is_some() {
+    if stored.record.replay.is_some() {
         return;
     }
     let envelope = match Envelope::decode(stored.record.bytes()) {

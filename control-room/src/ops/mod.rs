@@ -2,7 +2,9 @@
 //! table to a [`Change`]. They know no HTTP, so a process can also make them by itself at its start.
 
 pub mod apps;
+pub mod dead_letters;
 pub mod deliveries;
+pub mod erase;
 pub mod kills;
 pub mod policy;
 mod seed;

@@ -5,7 +5,9 @@ use std::{
     sync::Arc,
 };
 
-use panopticon_proto::control::{App, Kill, LogIdentity, Policy, SchemaVersion, Token, WebhookEndpoint};
+use panopticon_proto::control::{
+    App, Kill, LogIdentity, Policy, ReplayedLetter, SchemaVersion, Token, WebhookEndpoint,
+};
 use prost::Message as _;
 use tracing::warn;
 
@@ -54,6 +56,7 @@ pub struct ControlState {
     webhooks_by_app: HashMap<String, BTreeSet<String>>,
     tokens: HashMap<String, Arc<Token>>,
     tokens_by_digest: HashMap<[u8; 32], String>,
+    replayed: HashMap<String, ReplayedLetter>,
     logs: HashMap<String, LogIdentity>,
     schema: u32,
 }
@@ -100,6 +103,10 @@ impl ControlState {
             }
             ("webhook", [id]) => self.put_webhook(id, value.map(WebhookEndpoint::decode).transpose()?),
             ("token", [id]) => self.put_token(id, value.map(Token::decode).transpose()?),
+            ("replayed", [id]) => match value.map(ReplayedLetter::decode).transpose()? {
+                Some(letter) => drop(self.replayed.insert(id.clone(), letter)),
+                None => drop(self.replayed.remove(id)),
+            },
             ("log", [topic]) => match value.map(LogIdentity::decode).transpose()? {
                 Some(identity) => drop(self.logs.insert(topic.clone(), identity)),
                 None => drop(self.logs.remove(topic)),
@@ -253,6 +260,16 @@ impl ControlState {
         let mut tokens: Vec<_> = self.tokens.values().cloned().collect();
         tokens.sort_by_key(|token| (token.created_at, token.token_id.clone()));
         tokens
+    }
+
+    /// The replay of a dead letter, if there was one.
+    pub fn replayed(&self, dead_letter_id: &str) -> Option<&ReplayedLetter> {
+        self.replayed.get(dead_letter_id)
+    }
+
+    /// All replays of dead letters, in no order.
+    pub fn all_replayed(&self) -> impl ExactSizeIterator<Item = &ReplayedLetter> {
+        self.replayed.values()
     }
 
     /// The identity of a topic.

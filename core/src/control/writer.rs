@@ -32,6 +32,8 @@ pub struct Change {
     pub entries: Vec<(String, Option<Vec<u8>>)>,
     /// What the RP is told.
     pub actions: Vec<GuardAction>,
+    /// Records of other topics.
+    pub records: Vec<Output>,
     /// For the audit record: what was done, such as `app.rotate`.
     pub action: &'static str,
     /// The app concerned; empty where it is none.
@@ -145,9 +147,10 @@ impl ControlWriter {
             .map(|(key, value)| Output {
                 topic: Topic::Control,
                 partition: 0,
-                record: Record { key: key.into(), payload: value.map(Into::into), for_stage: None },
+                record: Record { key: key.into(), payload: value.map(Into::into), replay: None },
             })
             .collect();
+        outputs.extend(change.records);
         outputs.push(Output {
             topic: Topic::Audit,
             partition: 0,

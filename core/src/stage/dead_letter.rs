@@ -65,6 +65,7 @@ fn build(
         payload: row
             .map_or_else(|| stored.record.payload.clone().unwrap_or_default(), |(_, payload)| payload),
         at: now.micros(),
+        first_offset: stored.record.replay.as_ref().map(|replay| replay.first_offset),
     };
     Output { topic: Topic::DeadLetters, partition: 0, record: Record::message(letter.encode_to_vec()) }
 }

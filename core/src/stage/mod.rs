@@ -3,10 +3,12 @@
 //! A stage reads one topic. Most are a [`Transform`]: a batch of records in, records out, committed
 //! together with the position. Stages with effects outside the log drive the lease themselves.
 
+mod calm;
 mod dead_letter;
 mod entities;
 mod episode;
 mod groups;
+mod keys;
 mod rollups;
 mod rule;
 mod sliding;
@@ -24,7 +26,7 @@ pub use self::{
     entities::{Entities, Entity, Slot},
     episode::{Course, EpisodeForm},
     groups::GROUPS,
-    rollups::Rollups,
+    rollups::{FEW_FROM_SOURCE, Rollups},
     rule::{Findings, Rule, RuleStage, entity_bytes, traces_of},
     sliding::{Crossing, MAX_DELAY, SlidingWindow, Span},
     transform::{Transform, decode_each, transform},
@@ -152,6 +154,13 @@ impl PartitionContext {
         self.health.progressed();
         metrics::counter!("panopticon_stage_records_total", &self.labels).increment(records as u64);
         metrics::histogram!("panopticon_stage_batch_records", "stage" => self.stage).record(records as f64);
+    }
+}
+
+impl Drop for PartitionContext {
+    /// From here on another process tells how far behind the partition is.
+    fn drop(&mut self) {
+        metrics::gauge!("panopticon_stage_lag_seconds", &self.labels).set(0.0);
     }
 }
 

@@ -14,7 +14,7 @@ use panopticon_proto::log::{Checkpoint, Denial, DenialBatch, Detection, EntitySt
 use prost::Message;
 use tracing::{debug, warn};
 
-use super::{PartitionContext, Rollups, Stage, StageError, Transform, decode_each, transform};
+use super::{PartitionContext, Rollups, Stage, StageError, Transform, calm::Calm, decode_each, transform};
 use crate::{
     ids::partition_of,
     log::{EventLog, Lease, Output, Record, Stored},
@@ -48,6 +48,9 @@ pub trait Rule: Send + 'static {
 
     /// Learns that no event received before `now` is outstanding: ends what has ended by then.
     fn advance(&mut self, now: Time, findings: &mut Findings);
+
+    /// Whether an episode may have ended by `now`.
+    fn ends_by(&self, now: Time) -> bool;
 
     /// Takes up an entity from the checkpoint.
     fn load(&mut self, key: &[u8], state: EntityState) -> Result<(), WireError>;
@@ -110,6 +113,7 @@ impl<R: Rule, F: Fn() -> R + Send + Sync + 'static> Stage for RuleStage<R, F> {
             checkpointed_at: runtime.clock.now(),
             next: lease.committed().offset.unwrap_or(0),
             unwritten: false,
+            calm: Calm::new(self.input, lease.partition()),
         };
         memory.recall(lease.committed().offset).await?;
         transform(lease, context, memory).await
@@ -133,6 +137,7 @@ struct Memory<R> {
     next: u64,
     /// Whether anything was observed since the last checkpoint.
     unwritten: bool,
+    calm: Calm,
 }
 
 const CHECKPOINT_KEY: &str = "@checkpoint";
@@ -175,7 +180,7 @@ impl<R: Rule> Memory<R> {
             at = last.offset + 1;
             for stored in &records {
                 // What a replay of dead letters names another stage for was skipped.
-                if stored.record.for_stage.as_deref().is_some_and(|stage| stage != self.stage) {
+                if !stored.record.is_for(self.stage) {
                     continue;
                 }
                 // What cannot be decoded became a dead letter when it was processed.
@@ -273,12 +278,20 @@ impl<R: Rule> Transform for Memory<R> {
 
     async fn idle(&mut self, now: Time) -> Result<Vec<Output>, StageError> {
         let mut findings = Findings::default();
-        self.rule.advance(now.minus(IN_FLIGHT), &mut findings);
+        if self.rule.ends_by(now.minus(IN_FLIGHT)) {
+            match self.calm.until(&*self.log, self.next, now).await {
+                Ok(Some(seen)) => self.rule.advance(seen.minus(IN_FLIGHT), &mut findings),
+                Ok(None) => {}
+                Err(error) => {
+                    debug!(stage = self.stage, %error, "cannot tell whether a quiet input is calm");
+                }
+            }
+        }
         Ok(self.outputs(findings, now))
     }
 }
 
-/// How long a trace may be on its way from the gateway to a rule: with nothing to read, the rule's time is
+/// How long a trace may be on its way from the gateway into the log: with nothing to read, the rule's time is
 /// the clock's minus this.
 const IN_FLIGHT: Duration = Duration::from_secs(2);
 

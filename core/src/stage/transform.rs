@@ -57,8 +57,7 @@ pub async fn transform<T: Transform>(
         context.took(&records);
         let taken = records.len();
         let next = records.last().map(|last| last.offset + 1);
-        records
-            .retain(|stored| stored.record.for_stage.as_deref().is_none_or(|stage| stage == context.stage));
+        records.retain(|stored| stored.record.is_for(context.stage));
         let outputs = match next {
             Some(next) => transform.process(&records, next).await?,
             None => transform.idle(context.runtime.clock.now()).await?,

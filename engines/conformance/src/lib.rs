@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 pub mod commits;
+pub mod erasure;
 pub mod events;
 mod fixtures;
 pub mod inserts;
@@ -109,7 +110,7 @@ macro_rules! run_all {
                 an_appended_record_is_there_after_a_reopen
                 a_topic_keeps_its_partitions_and_identity
                 concurrent_appends_are_all_kept_once
-                a_key_a_tombstone_and_the_stage_it_is_for_come_back_as_written
+                a_key_a_tombstone_and_the_replay_come_back_as_written
                 a_read_keeps_to_its_range_and_its_bytes
                 a_record_that_is_too_large_is_refused_and_hurts_nobody
                 reading_what_is_gone_is_a_hole;
@@ -130,12 +131,14 @@ macro_rules! run_all {
                 a_tail_from_offsets_brings_what_is_there_from_them_on;
             tables: a_table_holds_the_latest_value_of_each_key
                 a_table_is_the_same_after_a_reopen
+                a_replayed_record_is_read_but_is_no_row_of_a_table
                 a_tail_of_a_compacted_topic_brings_the_latest_of_each_key_and_tombstones;
             seen: the_place_that_came_first_is_remembered
                 within_a_batch_the_first_of_a_key_counts
                 concurrent_marks_agree_on_one_place
                 marks_are_there_after_a_reopen
                 a_restored_mark_stands_over_what_was_there
+                a_mark_moves_only_from_the_place_it_is_said_to_have
                 marks_are_kept_for_the_window_and_not_for_ever
                 many_marks_are_told_apart;
             inserts: a_batch_is_in_once_however_often_it_is_sent
@@ -156,6 +159,10 @@ macro_rules! run_all {
                 a_delivery_is_listed_in_its_latest_state
                 audit_entries_are_listed_newest_first
                 events_are_in_once_however_often_they_are_sent;
+            erasure: an_erased_persons_traces_are_gone_and_the_sums_stay
+                erasing_again_changes_nothing
+                a_batch_under_way_is_left_alone_by_an_erasure
+                an_erased_person_has_a_pseudonym_in_what_happened;
         }
     };
     (@promises $attributes:tt $engine:ty; $($module:ident: $($promise:ident)+;)+) => {

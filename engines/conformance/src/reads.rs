@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use panopticon_core::{
-    log::{Commit, LogError, PollLimits, Record},
+    log::{Commit, LogError, PollLimits, Record, Replay},
     topic::{Cut, Topic},
 };
 
@@ -91,13 +91,13 @@ pub async fn concurrent_appends_are_all_kept_once<E: EngineUnderTest>(engine: E)
 }
 
 /// All parts of a record survive.
-pub async fn a_key_a_tombstone_and_the_stage_it_is_for_come_back_as_written<E: EngineUnderTest>(engine: E) {
+pub async fn a_key_a_tombstone_and_the_replay_come_back_as_written<E: EngineUnderTest>(engine: E) {
     let ports = engine.ports();
     let bytes: Vec<u8> = (0..=255).collect();
     let replayed = Record {
         key: Bytes::from(bytes.clone()),
         payload: Some(Bytes::from(bytes)),
-        for_stage: Some("store".to_owned()),
+        replay: Some(Replay { stage: "store".to_owned(), first_offset: u64::from(u32::MAX) + 7 }),
     };
     let empty = Record::message(Bytes::new());
     let tombstone = Record::tombstone("gone");

@@ -2,7 +2,7 @@
 
 use panopticon_core::{
     ids::Place,
-    seen::{Mark, Marked},
+    seen::{Mark, Marked, Move},
 };
 
 use crate::{
@@ -75,6 +75,25 @@ pub async fn a_restored_mark_stands_over_what_was_there<E: EngineUnderTest>(engi
     let marks = [(1, 11), (3, 31)].map(|(n, offset)| Mark { key: key(n), place: place(offset) });
     ports.seen.restore(marks.to_vec(), None).await.unwrap();
     assert_eq!(mark(&ports, &[(1, 12), (2, 22), (3, 32)]).await, places(&[11, 20, 31]));
+}
+
+/// A replayed trace takes its mark along once, and nobody else's.
+pub async fn a_mark_moves_only_from_the_place_it_is_said_to_have<E: EngineUnderTest>(engine: E) {
+    let ports = engine.ports();
+    let shift = async |moves: &[(u128, u64, u64)]| {
+        let moves =
+            moves.iter().map(|(n, from, to)| Move { key: key(*n), from: place(*from), to: place(*to) });
+        ports.seen.shift(moves.collect()).await.unwrap();
+    };
+    mark(&ports, &[(1, 10), (2, 20)]).await;
+    shift(&[(1, 10, 11), (2, 21, 22), (3, 30, 31)]).await;
+    // The second had another place, and the third had none: that is not for this to set.
+    assert_eq!(mark(&ports, &[(1, 12), (2, 22), (3, 33)]).await, places(&[11, 20, 33]));
+    shift(&[(1, 10, 13), (3, 33, 34), (3, 34, 35)]).await;
+    shift(&[]).await;
+    assert_eq!(mark(&ports, &[(1, 13), (3, 36)]).await, places(&[11, 35]));
+    let engine = engine.reopen().await;
+    assert_eq!(mark(&engine.ports(), &[(1, 14), (3, 37)]).await, places(&[11, 35]));
 }
 
 /// Remembered through the window; forgotten some time after it.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use futures::StreamExt as _;
 use panopticon_core::{
-    log::{Record, TailFrom},
+    log::{Record, Replay, TailFrom},
     topic::Topic,
 };
 
@@ -65,6 +65,20 @@ pub async fn a_table_is_the_same_after_a_reopen<E: EngineUnderTest>(engine: E) {
     assert_eq!(table(&ports, Topic::DetectorState, 0).await, filled());
     write(&ports, Topic::WebhookDeliveries, "c", Some("c1")).await;
     assert_eq!(table(&ports, Topic::WebhookDeliveries, 0).await["c"], "c1");
+}
+
+/// An old value that is replayed for a stage does not undo a newer one.
+pub async fn a_replayed_record_is_read_but_is_no_row_of_a_table<E: EngineUnderTest>(engine: E) {
+    let ports = engine.ports();
+    fill(&ports, Topic::WebhookDeliveries).await;
+    let replay = Some(Replay { stage: "store".to_owned(), first_offset: 0 });
+    for key in ["c", "f"] {
+        let old = Record { replay: replay.clone(), ..Record::keyed(key, "old") };
+        ports.log.append(Topic::WebhookDeliveries, 0, old).await.unwrap();
+    }
+    assert_eq!(table(&ports, Topic::WebhookDeliveries, 0).await, filled());
+    let read = ports.read_all(Topic::WebhookDeliveries, 0).await;
+    assert_eq!(read.iter().filter(|stored| stored.record.replay == replay).count(), 2);
 }
 
 /// Whoever follows ends with the same table, deletions included.

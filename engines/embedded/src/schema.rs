@@ -17,7 +17,7 @@ pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const STATEMENTS: usize = 128;
 
 /// What leads from each version of the file to the next. Never changed once released, only added to.
-const MIGRATIONS: &[&str] = &[LOG_AND_SEEN, STORE];
+const MIGRATIONS: &[&str] = &[LOG_AND_SEEN, STORE, REPLAYS];
 
 const LOG_AND_SEEN: &str = "
     CREATE TABLE log_partitions (
@@ -134,6 +134,9 @@ const STORE: &str = "
     CREATE INDEX audit_rows_app ON audit_rows (client_id, at);
     CREATE INDEX audit_rows_time ON audit_rows (at);
 ";
+
+/// Where a replayed record lay at first; NULL in all others.
+const REPLAYS: &str = "ALTER TABLE log_records ADD COLUMN first_offset INTEGER;";
 
 /// Why a file cannot be brought to the present version.
 pub(crate) enum MigrateError {

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use panopticon_core::{
     config::Config,
+    erasure::{Erasure, TracesEnd},
     ids::{ClientId, EventId},
     proto::log::{AuditEntry, Delivery, Detection, GuardAction, KillSwitch},
     store::{Attempt, BatchRange, Row, Rows},
@@ -134,4 +135,32 @@ async fn simple_sql_works_and_times_and_ids_are_readable() {
     // The index of the timeline is of use to them, too.
     let plan = ask("EXPLAIN QUERY PLAN SELECT count(*) FROM traces WHERE client_id = 'x'");
     assert!(plan.iter().any(|step| step[3].contains("traces_rows_timeline")), "{plan:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erased_person_is_a_pseudonym_in_the_aggregates() {
+    let directory = TempDir::new().unwrap();
+    let config = Config { data_dir: directory.path().to_owned(), ..Config::default() };
+    let engine = Embedded::open(&config, Arc::new(SystemClock)).unwrap();
+    let traces = [trace(1, Status::Ok), trace(2, Status::Error), trace(2, Status::Denied)];
+    insert(&engine, Topic::Traces, &traces, Rows::Traces).await;
+    let erasure = Erasure {
+        client_id: ClientId::new("x").unwrap(),
+        user_sub: "user_2".to_owned(),
+        pseudonym: "erased-1".to_owned(),
+        until: TracesEnd {
+            log_id: engine.log.topic(Topic::Traces).await.unwrap().log_id,
+            partition: 0,
+            offset: 3,
+        },
+    };
+    engine.store.erase(&erasure).await.unwrap();
+    let file = directory.path().join("panopticon.db");
+    let conn = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    assert_eq!(
+        rows(&conn, "SELECT user_sub, traces, errors, denied FROM usage_by_user_day ORDER BY user_sub"),
+        [["erased-1", "2", "2", "1"], ["user_1", "1", "0", "0"]]
+    );
+    assert_eq!(rows(&conn, "SELECT user_sub FROM traces"), [["user_1"]]);
+    assert_eq!(rows(&conn, "SELECT traces FROM usage_by_app_day"), [["3"]]);
 }

@@ -77,12 +77,12 @@ async fn refused_calls_of_several_users_from_one_address_are_told_by_source(s: &
         .map(|i| json!({"user_sub": format!("user-{i}"), "status": "denied", "source_ip": "198.51.100.7"}))
         .collect();
     send(&app, &calls).await;
-    assert_eq!(found(s, &app, 5).await, [finding("by_source", "", "198.51.100.7")]);
+    assert_eq!(found(s, &app, 5).await, [finding("spraying", "", "198.51.100.7")]);
 
-    // One user from one address is that user's matter.
+    // One user from one address is one alarm that names both.
     let app = s.app().await;
     send(&app, &vec![json!({"user_sub": "alice", "status": "denied", "source_ip": "198.51.100.8"}); 6]).await;
-    assert_eq!(found(s, &app, 6).await, [finding("by_user", "alice", "")]);
+    assert_eq!(found(s, &app, 6).await, [finding("by_user", "alice", "198.51.100.8")]);
 }
 
 async fn fewer_refusals_and_other_errors_say_nothing(s: &System) {

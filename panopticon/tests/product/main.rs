@@ -17,6 +17,8 @@ mod cli;
 mod cli_webhooks;
 mod configuration;
 mod control;
+mod dead_letters;
+mod erase;
 mod exactly_once;
 mod failed_auth;
 mod hmac;

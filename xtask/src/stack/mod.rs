@@ -16,6 +16,7 @@
 //! large is installed once, in `target/stack/dist`, and shared.
 
 mod clickhouse;
+mod control;
 mod dist;
 mod kafka;
 mod lock;
@@ -59,6 +60,11 @@ impl Stack {
     /// The folder of the stack that `cargo xtask stack` works on.
     pub fn default_dir() -> PathBuf {
         crate::workspace_root().join("target/stack")
+    }
+
+    /// The folder that holds everything of it.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Starts what is not running in this folder, and waits until all three servers answer. Does nothing but

@@ -64,7 +64,8 @@ impl ProcessId {
         match read_stat(self.pid) {
             Some((state, started_ticks)) if started_ticks == self.started_ticks => match state {
                 'T' | 't' => Liveness::Paused,
-                'Z' | 'X' => Liveness::Dead,
+                // Its files and ports are given back with its last thread, which may outlive the first.
+                'Z' | 'X' if !has_running_thread(self.pid) => Liveness::Dead,
                 _ => Liveness::Alive,
             },
             _ => Liveness::Dead,
@@ -121,11 +122,18 @@ fn wait_until(limit: Duration, mut is_so: impl FnMut() -> bool) -> bool {
 }
 
 fn all_threads_paused(pid: i32) -> bool {
-    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
-    threads
-        .flatten()
-        .filter_map(|thread| parse_stat(&fs::read_to_string(thread.path().join("stat")).ok()?))
-        .all(|(state, _)| matches!(state, 'T' | 't'))
+    let mut threads = threads(pid).peekable();
+    threads.peek().is_some() && threads.all(|state| matches!(state, 'T' | 't'))
+}
+
+fn has_running_thread(pid: i32) -> bool {
+    threads(pid).any(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// State letters of a process's threads.
+fn threads(pid: i32) -> impl Iterator<Item = char> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads.filter_map(|thread| Some(parse_stat(&fs::read_to_string(thread.path().join("stat")).ok()?)?.0))
 }
 
 /// State letter and start time of a process.

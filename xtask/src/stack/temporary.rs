@@ -39,6 +39,12 @@ impl TemporaryStack {
         }
     }
 
+    /// Kills the servers and moves their folder, with data and logs, to where it can be looked at.
+    pub fn keep(self, folder: &Path) -> Result<()> {
+        self.stack.kill()?;
+        fs::rename(&self.stack.dir, folder).with_context(|| format!("cannot move it to {}", folder.display()))
+    }
+
     /// Ends and removes the temporary stacks of programs that no longer live.
     pub fn remove_orphans() -> Result<()> {
         let parent = parent_dir();

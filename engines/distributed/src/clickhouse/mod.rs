@@ -5,6 +5,8 @@
 //! written in RowBinary by hand, so that a batch is kept until its outcome is known and can be cut in two.
 
 mod batch;
+mod erase;
+mod erase_events;
 mod events;
 mod filter;
 mod insert;
@@ -21,6 +23,7 @@ use std::{collections::HashSet, time::Duration};
 use async_trait::async_trait;
 use panopticon_core::{
     config::Config,
+    erasure::{ErasedCounts, Erasure},
     ids::{ClientId, EventId},
     proto::log::{AuditEntry, Delivery, Detection, GuardAction},
     store::{
@@ -58,8 +61,15 @@ impl ClickhouseStore {
     /// [`StoreError::Unavailable`] when the server is not there, [`StoreError::Broken`] when it is too old or
     /// its tables are not those of this build: run [`migrate`] first.
     pub async fn connect(config: &Config, clock: SharedClock) -> Result<Self, StoreError> {
+        let store = Self::later(config, clock)?;
+        migrate::check(&store.server).await?;
+        Ok(store)
+    }
+
+    /// The same without looking whether the server is there: until it is, calls are
+    /// [`StoreError::Unavailable`].
+    pub fn later(config: &Config, clock: SharedClock) -> Result<Self, StoreError> {
         let server = Server::new(&config.clickhouse)?;
-        migrate::check(&server).await?;
         let insert_pace = Duration::from_millis(config.clickhouse.insert_pace_ms);
         Ok(Self { server, clock, raw: config.retention.raw(), insert_pace, doubts: Mutex::default() })
     }
@@ -161,6 +171,10 @@ impl TraceStore for ClickhouseStore {
 
     async fn last_received(&self, client_id: &ClientId) -> Result<Option<Time>, StoreError> {
         Ok(traces::last_received(&self.server, client_id).await?)
+    }
+
+    async fn erase(&self, erasure: &Erasure) -> Result<ErasedCounts, StoreError> {
+        Ok(erase::erase(&self.server, erasure).await?)
     }
 
     /// ClickHouse deletes by the tables' TTL.

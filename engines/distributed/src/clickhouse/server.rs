@@ -128,6 +128,14 @@ impl Server {
         self.within(self.query_timeout, query.with_setting("wait_end_of_query", "1").execute()).await
     }
 
+    /// Runs a statement that changes rows that are there; it may take as long as an insert.
+    pub(super) async fn change(&self, query: Query) -> Result<(), Failure> {
+        let query = query
+            .with_setting("max_execution_time", self.insert_timeout.as_secs_f64().to_string())
+            .with_setting("wait_end_of_query", "1");
+        self.within(self.insert_timeout, query.execute()).await
+    }
+
     /// Fetches all rows of a query.
     pub(super) async fn rows<T>(&self, query: Query) -> Result<Vec<T>, Failure>
     where

@@ -1,9 +1,13 @@
 //! Appends outside transactions: one idempotent producer for the whole process.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use panopticon_core::log::{LogError, Record};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rdkafka::{
     ClientContext,
     error::{KafkaError, RDKafkaErrorCode as Code},
@@ -52,16 +56,22 @@ impl ProducerContext for Deliveries {
 
 type Sender = ThreadedProducer<Deliveries>;
 
+/// After this long without an acknowledgement from a partition the producer is replaced: after the partition
+/// was without a leader for a moment, the driver may never send to it again.
+const REPLACE_AFTER: Duration = Duration::from_secs(10);
+
 /// Appends single records.
 pub(super) struct Appender {
     clients: Arc<Clients>,
     sender: RwLock<Arc<Sender>>,
+    /// By topic and partition, since when appends have only timed out.
+    silent: Mutex<HashMap<(String, u32), Instant>>,
 }
 
 impl Appender {
     pub(super) fn open(clients: &Arc<Clients>) -> Result<Self, OpenError> {
         let sender = RwLock::new(Arc::new(new_sender(clients)?));
-        Ok(Self { clients: Arc::clone(clients), sender })
+        Ok(Self { clients: Arc::clone(clients), sender, silent: Mutex::default() })
     }
 
     /// Appends; returns once the record is on all in-sync replicas.
@@ -81,8 +91,9 @@ impl Appender {
             },
             Err(error) => Err(error),
         };
+        let stuck = self.is_stuck(topic, partition, &outcome);
         outcome.map_err(|error| {
-            if sender.client().fatal_error().is_some() {
+            if stuck || sender.client().fatal_error().is_some() {
                 self.replace(&sender);
             }
             match error.rdkafka_error_code() {
@@ -92,7 +103,24 @@ impl Appender {
         })
     }
 
-    /// Puts a new producer in the place of one that has given up for good (its sequence numbers are lost).
+    /// Takes note of an outcome; whether the partition has been silent for too long.
+    fn is_stuck(&self, topic: &str, partition: u32, outcome: &Result<Option<u64>, KafkaError>) -> bool {
+        let mut silent = self.silent.lock();
+        match outcome.as_ref().map_err(KafkaError::rdkafka_error_code) {
+            Err(Some(Code::MessageTimedOut)) => {
+                let since = silent.entry((topic.to_owned(), partition)).or_insert_with(Instant::now);
+                since.elapsed() > REPLACE_AFTER
+            }
+            Ok(_) if !silent.is_empty() => {
+                silent.remove(&(topic.to_owned(), partition));
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// Puts a new producer in the place of one that has given up for good (its sequence numbers are lost), or
+    /// reaches a partition no more.
     fn replace(&self, broken: &Arc<Sender>) {
         let mut sender = self.sender.write();
         if !Arc::ptr_eq(&sender, broken) {
@@ -100,7 +128,8 @@ impl Appender {
         }
         match new_sender(&self.clients) {
             Ok(fresh) => {
-                tracing::warn!("the producer of appends had failed for good and was replaced");
+                tracing::warn!("the producer of appends went no further and was replaced");
+                self.silent.lock().clear();
                 dispose(std::mem::replace(&mut *sender, Arc::new(fresh)));
             }
             Err(error) => tracing::warn!(%error, "the producer of appends cannot be replaced yet"),

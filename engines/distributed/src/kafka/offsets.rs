@@ -24,7 +24,7 @@ use super::{
     client::{Clients, QUESTION_TIMEOUT},
     context::Voice,
     error::{OpenError, failed, is_missing, is_moving},
-    keeper::{DRAIN, Idle},
+    keeper::{DRAIN, Idle, dispose},
     record::{offset_number, partition_number},
 };
 
@@ -36,6 +36,8 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(1);
 /// How long a partition that is new, or moves to another broker, may be without a leader that answers.
 const ELECTION_TIMEOUT: Duration = Duration::from_secs(3);
 const ELECTION_PAUSE: Duration = Duration::from_millis(30);
+/// A client whose questions fail is replaced when it is this old: not at every question while no broker answers.
+const REPLACE_AFTER: Duration = Duration::from_secs(10);
 
 /// A client that asks, and never has partitions assigned.
 pub(super) struct Inquirer(BaseConsumer<Voice>);
@@ -47,12 +49,42 @@ impl Idle for Inquirer {
     }
 }
 
+/// A client that is replaced when its questions fail. After it was told that a partition has no leader, or
+/// the cluster no broker, the driver may never believe otherwise; a new client asks anew.
+struct Inquiry {
+    settings: ClientConfig,
+    client: Mutex<(Arc<Inquirer>, Instant)>,
+}
+
+impl Inquiry {
+    fn open(clients: &Clients, settings: ClientConfig) -> Result<Self, OpenError> {
+        let client = Mutex::new((inquirer(clients, settings.clone())?, Instant::now()));
+        Ok(Self { settings, client })
+    }
+
+    fn client(&self) -> Arc<Inquirer> {
+        Arc::clone(&self.client.lock().0)
+    }
+
+    /// After a question to `asked` has failed.
+    fn doubt(&self, clients: &Clients, asked: &Arc<Inquirer>) {
+        let mut client = self.client.lock();
+        if !Arc::ptr_eq(&client.0, asked) || client.1.elapsed() < REPLACE_AFTER {
+            return;
+        }
+        match inquirer(clients, self.settings.clone()) {
+            Ok(fresh) => dispose(std::mem::replace(&mut *client, (fresh, Instant::now()))),
+            Err(error) => tracing::warn!(%error, "a client that asks for offsets cannot be replaced yet"),
+        }
+    }
+}
+
 /// Asks the brokers about offsets.
 pub(super) struct Offsets {
     clients: Arc<Clients>,
-    any: Arc<Inquirer>,
+    any: Inquiry,
     /// Sees records of transactions whose end is not known yet.
-    uncommitted: Arc<Inquirer>,
+    uncommitted: Inquiry,
     /// One client for each group whose offsets were asked for.
     groups: Mutex<HashMap<String, Arc<Inquirer>>>,
 }
@@ -60,19 +92,23 @@ pub(super) struct Offsets {
 impl Offsets {
     pub(super) fn open(clients: &Arc<Clients>) -> Result<Self, OpenError> {
         let reader = clients.id("reader");
-        let any = inquirer(clients, clients.consumer("offsets", &reader))?;
+        let any = Inquiry::open(clients, clients.consumer("offsets", &reader))?;
         let mut settings = clients.consumer("offsets", &reader);
         settings.set("isolation.level", "read_uncommitted");
-        let uncommitted = inquirer(clients, settings)?;
+        let uncommitted = Inquiry::open(clients, settings)?;
         Ok(Self { clients: Arc::clone(clients), any, uncommitted, groups: Mutex::default() })
     }
 
     /// The partitions of the topic called `name`; `None` when there is no such topic.
     pub(super) fn partitions(&self, name: &str, timeout: Duration) -> Result<Option<u32>, LogError> {
-        let metadata = match self.any.0.fetch_metadata(Some(name), timeout) {
+        let asked = self.any.client();
+        let metadata = match asked.0.fetch_metadata(Some(name), timeout) {
             Ok(metadata) => metadata,
             Err(error) if error.rdkafka_error_code().is_some_and(is_missing) => return Ok(None),
-            Err(error) => return Err(failed(&format!("look up topic `{name}`"), &error)),
+            Err(error) => {
+                self.any.doubt(&self.clients, &asked);
+                return Err(failed(&format!("look up topic `{name}`"), &error));
+            }
         };
         let topic = metadata.topics().iter().find(|topic| topic.name() == name);
         let topic = topic.filter(|topic| topic.error().is_none() && !topic.partitions().is_empty());
@@ -81,11 +117,12 @@ impl Offsets {
 
     /// Whether any broker answers within `timeout`; the number of brokers.
     pub(super) fn brokers(&self, timeout: Duration) -> Result<usize, OpenError> {
-        match self.any.0.fetch_metadata(None, timeout) {
+        let asked = self.any.client();
+        match asked.0.fetch_metadata(None, timeout) {
             Ok(metadata) => Ok(metadata.brokers().len()),
             Err(error) => {
-                self.any.drain();
-                let reason = self.any.0.context().last_error().unwrap_or_else(|| error.to_string());
+                asked.drain();
+                let reason = asked.0.context().last_error().unwrap_or_else(|| error.to_string());
                 Err(OpenError::Unreachable { brokers: self.clients.kafka.brokers.clone(), reason })
             }
         }
@@ -111,7 +148,16 @@ impl Offsets {
         }
     }
 
-    fn watermarks(&self, asked: &Inquirer, topic: Topic, partition: u32) -> Result<Bounds, LogError> {
+    fn watermarks(&self, inquiry: &Inquiry, topic: Topic, partition: u32) -> Result<Bounds, LogError> {
+        let asked = inquiry.client();
+        let outcome = self.watermarks_from(&asked, topic, partition);
+        if outcome.is_err() {
+            inquiry.doubt(&self.clients, &asked);
+        }
+        outcome
+    }
+
+    fn watermarks_from(&self, asked: &Inquirer, topic: Topic, partition: u32) -> Result<Bounds, LogError> {
         let name = self.clients.topic(topic);
         let deadline = Instant::now() + ELECTION_TIMEOUT;
         loop {
@@ -148,8 +194,11 @@ impl Offsets {
             wanted.add_partition(&name, partition_number(*partition));
         }
         let what = format!("look up the offsets of group `{group}`");
-        let found =
-            inquirer.0.committed_offsets(wanted, QUESTION_TIMEOUT).map_err(|error| failed(&what, &error))?;
+        let found = inquirer.0.committed_offsets(wanted, QUESTION_TIMEOUT).map_err(|error| {
+            // The next question gets a new client.
+            self.groups.lock().remove(&group);
+            failed(&what, &error)
+        })?;
         let committed_in = |partition: &u32| {
             let Some(entry) = found.find_partition(&name, partition_number(*partition)) else {
                 return Ok(Committed::default());

@@ -96,12 +96,16 @@ impl Readers {
         Ok(records)
     }
 
-    /// The latest record of each key, in the order of their offsets; tombstones left out.
+    /// The latest record of each key, in the order of their offsets; tombstones and replayed records left
+    /// out.
     pub(super) fn table(&self, topic: Topic, partition: u32) -> Result<Vec<(Bytes, Bytes)>, LogError> {
         let from = self.offsets.bounds(topic, partition)?.low;
         let range = Range { topic, partition, from, to: u64::MAX };
         let mut latest: HashMap<Bytes, (u64, Bytes)> = HashMap::new();
         self.visit(range, |stored| {
+            if stored.record.replay.is_some() {
+                return true;
+            }
             match stored.record.payload {
                 Some(payload) => latest.insert(stored.record.key, (stored.offset, payload)),
                 None => latest.remove(&stored.record.key),

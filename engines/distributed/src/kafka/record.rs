@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use panopticon_core::{
-    log::{LogError, Record, Stored},
+    log::{LogError, Record, Replay, Stored},
     time::Time,
 };
 use rdkafka::{
@@ -14,6 +14,8 @@ use rdkafka::{
 
 /// The header that says which stage a replayed record is for.
 const FOR_STAGE: &str = "panopticon-stage";
+/// The header that says where a replayed record lay at first.
+const FIRST_OFFSET: &str = "panopticon-first-offset";
 
 /// The driver counts partitions in signed numbers.
 pub(super) fn partition_number(partition: u32) -> i32 {
@@ -52,30 +54,40 @@ pub(super) fn outgoing<'a, O: IntoOpaque>(
     if let Some(payload) = &record.payload {
         out = out.payload(&payload[..]);
     }
-    if let Some(stage) = &record.for_stage {
-        let header = Header { key: FOR_STAGE, value: Some(stage.as_bytes()) };
-        out = out.headers(OwnedHeaders::new_with_capacity(1).insert(header));
+    if let Some(Replay { stage, first_offset }) = &record.replay {
+        let headers = OwnedHeaders::new_with_capacity(2)
+            .insert(Header { key: FOR_STAGE, value: Some(stage.as_bytes()) })
+            .insert(Header { key: FIRST_OFFSET, value: Some(&first_offset.to_string()) });
+        out = out.headers(headers);
     }
     out
 }
 
 /// The record that the driver brought.
 pub(super) fn incoming(message: &BorrowedMessage<'_>) -> Stored {
-    let for_stage = message.headers().and_then(|headers| {
-        let header = headers.iter().find(|header| header.key == FOR_STAGE)?;
-        Some(String::from_utf8_lossy(header.value?).into_owned())
-    });
+    let offset = offset_number(message.offset()).unwrap_or(0);
     let millis = match message.timestamp() {
         Timestamp::NotAvailable => 0,
         Timestamp::CreateTime(millis) | Timestamp::LogAppendTime(millis) => millis,
     };
     Stored {
-        offset: offset_number(message.offset()).unwrap_or(0),
+        offset,
         appended_at: Time::from_micros(millis.saturating_mul(1_000)),
         record: Record {
             key: Bytes::copy_from_slice(message.key().unwrap_or_default()),
             payload: message.payload().map(Bytes::copy_from_slice),
-            for_stage,
+            replay: message.headers().and_then(|headers| replay(headers, offset)),
         },
     }
+}
+
+/// What the headers of the record at `offset` say of a replay.
+fn replay<H: Headers>(headers: &H, offset: u64) -> Option<Replay> {
+    let text = |key: &str| {
+        let header = headers.iter().find(|header| header.key == key)?;
+        Some(String::from_utf8_lossy(header.value?).into_owned())
+    };
+    // Whoever appended it by other means may not have said where it was.
+    let first_offset = text(FIRST_OFFSET).and_then(|offset| offset.parse().ok()).unwrap_or(offset);
+    Some(Replay { stage: text(FOR_STAGE)?, first_offset })
 }

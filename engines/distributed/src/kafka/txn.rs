@@ -39,6 +39,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// partitions meanwhile is refused, and the driver tries that again only 20 ms later; adding a position is
 /// tried again at once.
 const MARKERS: Duration = Duration::from_millis(20);
+/// After so many transactions in a row have failed, the producer itself is the reason.
+const MAX_FAILURES: u32 = 3;
 /// How long one look at the delivery reports lasts: the driver blocks for the whole of it.
 const POLL: Duration = Duration::from_millis(1);
 /// How often delivery reports are taken while a transaction is aborted.
@@ -123,6 +125,8 @@ pub(super) struct TxnProducer {
     producer: Option<Arc<BaseProducer<Reports>>>,
     state: State,
     committed_at: Option<Instant>,
+    /// Transactions that have failed since the last one that was committed.
+    failures: u32,
     timeout: Duration,
     max_record_bytes: usize,
 }
@@ -140,6 +144,7 @@ impl TxnProducer {
             producer: Some(producer),
             state: State::Clean,
             committed_at: None,
+            failures: 0,
             timeout: clients.transaction_timeout(),
             max_record_bytes: clients.kafka.max_record_bytes,
         };
@@ -161,10 +166,19 @@ impl TxnProducer {
         targets: &[Target<'_>],
         position: Option<&Position<'_>>,
     ) -> Result<Vec<Option<u64>>, LogError> {
+        let outcome = self.transact(targets, position);
+        self.judge(outcome)
+    }
+
+    fn transact(
+        &mut self,
+        targets: &[Target<'_>],
+        position: Option<&Position<'_>>,
+    ) -> Result<Vec<Option<u64>>, LogError> {
         for target in targets {
             check_size(target.record, self.max_record_bytes)?;
         }
-        self.settle()?;
+        self.end_open()?;
         let deadline = self.deadline();
         *self.reports().landed.lock() = Landed { offsets: vec![None; targets.len()], failure: None };
         self.repeat(deadline, |producer, _| producer.begin_transaction())
@@ -178,6 +192,27 @@ impl TxnProducer {
 
     /// Ends what an earlier commit has left open, one way or the other.
     pub(super) fn settle(&mut self) -> Result<(), LogError> {
+        let outcome = self.end_open();
+        self.judge(outcome)
+    }
+
+    /// Gives the id up where nothing but failures came of it. After the cluster was without a leader or a
+    /// coordinator for a moment, the driver may never find them again; a new producer of the same id does,
+    /// and ends what this one had begun.
+    fn judge<T>(&mut self, outcome: Result<T, LogError>) -> Result<T, LogError> {
+        match outcome {
+            Err(LogError::Unavailable(why) | LogError::Aborted(why)) if self.failures + 1 >= MAX_FAILURES => {
+                Err(LogError::Fenced(format!("given up after {MAX_FAILURES} failures: {why}")))
+            }
+            Err(error) => {
+                self.failures += 1;
+                Err(error)
+            }
+            Ok(done) => Ok(done),
+        }
+    }
+
+    fn end_open(&mut self) -> Result<(), LogError> {
         match self.state {
             State::Clean => Ok(()),
             State::Open => self.abort(),
@@ -252,6 +287,7 @@ impl TxnProducer {
         match self.repeat(deadline, |producer, left| producer.commit_transaction(left)) {
             Ok(()) => {
                 self.state = State::Clean;
+                self.failures = 0;
                 self.committed_at = Some(Instant::now());
                 Ok(())
             }

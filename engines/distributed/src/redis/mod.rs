@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use panopticon_core::{
     config::Config,
     ids::{LogId, Place},
-    seen::{Mark, Marked, Progress, SeenError, SeenSet},
+    seen::{Mark, Marked, Move, Progress, SeenError, SeenSet},
     time::{Clock as _, SharedClock, SystemClock},
 };
 use redis::{ErrorKind, RedisError, Script, ServerErrorKind, Value, aio::ConnectionManager};
@@ -46,6 +46,7 @@ pub struct RedisSeen {
     timeout: Duration,
     mark: Script,
     restore: Script,
+    shift: Script,
     keys: [String; 3],
     hash_prefix: String,
     period_ms: u64,
@@ -70,6 +71,7 @@ impl RedisSeen {
             timeout: Duration::from_millis(config.redis.timeout_ms),
             mark: Script::new(concat!(include_str!("layers.lua"), include_str!("mark.lua"))),
             restore: Script::new(concat!(include_str!("layers.lua"), include_str!("restore.lua"))),
+            shift: Script::new(concat!(include_str!("layers.lua"), include_str!("shift.lua"))),
             keys: [format!("{hash_prefix}layers"), format!("{hash_prefix}logs"), format!("{prefix}progress")],
             hash_prefix,
             period_ms: (window_ms / 2).max(1),
@@ -78,7 +80,12 @@ impl RedisSeen {
     }
 
     /// Runs a script over one call's worth of marks, within the timeout.
-    async fn call(&self, script: &Script, marks: &[Mark], step: Option<Step>) -> Result<Value, SeenError> {
+    async fn call(&self, work: Work, marks: &[Mark], step: Option<Step>) -> Result<Value, SeenError> {
+        let (script, by_record) = match work {
+            Work::Mark => (&self.mark, true),
+            Work::Restore => (&self.restore, false),
+            Work::Shift => (&self.shift, false),
+        };
         let mut call = script.prepare_invoke();
         for key in &self.keys {
             call.key(key);
@@ -105,10 +112,24 @@ impl RedisSeen {
             call.arg(&id.0.to_be_bytes()[..]);
         }
         let mut value = Vec::with_capacity(32);
-        for mark in marks {
-            value.clear();
-            place::encode(logs.position(mark.place.log_id), &mark.place, &mut value);
-            call.arg(&mark.key.0[..]).arg(&value[..]);
+        if by_record {
+            for record in marks.chunk_by(|a, b| record_of(a) == record_of(b)) {
+                let (log_id, partition, offset) = record_of(&record[0]);
+                let log = logs.position(log_id);
+                call.arg(format!("{:016x}:{partition}", log_id.0)).arg(offset).arg(log).arg(record.len());
+                for mark in record {
+                    value.clear();
+                    place::encode(log, &mark.place, &mut value);
+                    let [a, b, c, d, field @ ..] = mark.key.0;
+                    call.arg(u32::from_be_bytes([a, b, c, d])).arg(&field[..]).arg(&value[1..]);
+                }
+            }
+        } else {
+            for mark in marks {
+                value.clear();
+                place::encode(logs.position(mark.place.log_id), &mark.place, &mut value);
+                call.arg(&mark.key.0[..]).arg(&value[..]);
+            }
         }
         let mut connection = self.connection.clone();
         tokio::time::timeout(self.timeout, call.invoke_async(&mut connection))
@@ -138,6 +159,22 @@ impl RedisSeen {
             _ => unavailable(&self.address, error),
         }
     }
+}
+
+/// Which script a call runs.
+#[derive(Clone, Copy)]
+enum Work {
+    /// Marks are given record by record.
+    Mark,
+    /// One mark after the other.
+    Restore,
+    /// Two marks a move: what it is moved from, what it is moved to.
+    Shift,
+}
+
+/// The record that a mark's trace came in.
+fn record_of(mark: &Mark) -> (LogId, u32, u64) {
+    (mark.place.log_id, mark.place.partition, mark.place.offset)
 }
 
 /// What a call does with the partition's progress.
@@ -221,7 +258,7 @@ impl SeenSet for RedisSeen {
     async fn mark(&self, marks: Vec<Mark>, progress: Option<Progress>) -> Result<Marked, SeenError> {
         let mut first = Vec::with_capacity(marks.len());
         for (chunk, step) in calls(&marks, progress) {
-            let answer = self.call(&self.mark, chunk, step).await?;
+            let answer = self.call(Work::Mark, chunk, step).await?;
             if !read_answer(answer, chunk, &mut first)? {
                 return Ok(Marked::Lost);
             }
@@ -231,13 +268,23 @@ impl SeenSet for RedisSeen {
 
     async fn restore(&self, marks: Vec<Mark>, progress: Option<Progress>) -> Result<(), SeenError> {
         for (chunk, step) in calls(&marks, progress) {
-            self.call(&self.restore, chunk, step).await?;
+            self.call(Work::Restore, chunk, step).await?;
         }
         Ok(())
     }
 
-    /// Redis expires the hashes by itself.
-    async fn expire(&self) -> Result<(), SeenError> {
+    async fn shift(&self, moves: Vec<Move>) -> Result<(), SeenError> {
+        for chunk in moves.chunks(MAX_MARKS_PER_CALL / 2) {
+            let pair =
+                |Move { key, from, to }: &Move| [from, to].map(|place| Mark { key: *key, place: *place });
+            let marks: Vec<Mark> = chunk.iter().flat_map(pair).collect();
+            self.call(Work::Shift, &marks, None).await?;
+        }
         Ok(())
+    }
+
+    /// Redis expires the hashes by itself; how much memory they take is worth a look as often.
+    async fn expire(&self) -> Result<(), SeenError> {
+        server::tell_memory(&mut self.connection.clone(), &self.address).await
     }
 }

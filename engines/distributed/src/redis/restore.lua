@@ -3,6 +3,8 @@
 -- ARGV: as for marking, without the comparison: 6 partition or '', 7 unused, 8 the progress reached or '',
 --       9 its log id or '', 10 how many log ids follow, the log ids, then key and place of each mark.
 
+-- What was found while marks were missing counts no more.
+redis.call('HINCRBY', KEYS[3], 'epoch', 1)
 local layers = live_layers()
 if #ARGV > 10 then
   -- Look-ups begin at the newest layer: what is set there hides what older ones hold.

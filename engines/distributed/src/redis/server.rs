@@ -73,9 +73,36 @@ async fn check_server(
         .map_err(|problem| SeenError::Broken(format!("Redis at {address}: {problem}")))
 }
 
+/// Tells how much memory the server uses, and how much it may.
+pub(super) async fn tell_memory(connection: &mut ConnectionManager, address: &str) -> Result<(), SeenError> {
+    let info: String = redis::cmd("INFO")
+        .arg("memory")
+        .query_async(connection)
+        .await
+        .map_err(|error| unavailable(address, &error))?;
+    let (used, limit) = memory(&info);
+    if let Some(used) = used {
+        metrics::gauge!("panopticon_redis_used_bytes").set(used);
+    }
+    if let Some(limit) = limit {
+        metrics::gauge!("panopticon_redis_limit_bytes").set(limit);
+    }
+    Ok(())
+}
+
+/// Bytes in use, and how many may be (0: no limit).
+fn memory(info: &str) -> (Option<f64>, Option<f64>) {
+    let bytes = |name: &str| field(info, name)?.parse().ok();
+    (bytes("used_memory"), bytes("maxmemory"))
+}
+
+/// What a line of INFO says.
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
 fn check_info(info: &str, allow_eviction: bool) -> Result<(), String> {
-    let field =
-        |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
+    let field = |name: &str| field(info, name);
     let version = field("redis_version").unwrap_or_default();
     let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
     if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < OLDEST_VERSION {
@@ -127,6 +154,14 @@ mod tests {
         assert!(check_info(evicting, true).is_ok());
         let unlimited = "redis_version:7.0.15\r\nmaxmemory:0\r\nmaxmemory_policy:allkeys-lru\r\n";
         assert!(check_info(unlimited, false).is_ok());
+    }
+
+    #[test]
+    fn memory_in_use_is_not_mistaken_for_its_peak_or_its_words() {
+        let info = "# Memory\r\nused_memory_human:1.2M\r\nused_memory:1258291\r\nused_memory_peak:99\r\n\
+                    maxmemory_human:2M\r\nmaxmemory:2097152\r\n";
+        assert_eq!(memory(info), (Some(1_258_291.0), Some(2_097_152.0)));
+        assert_eq!(memory("# Memory\r\n"), (None, None));
     }
 
     #[test]

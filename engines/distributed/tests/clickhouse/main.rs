@@ -3,6 +3,7 @@
 // Everything here runs in tests only.
 #![allow(clippy::unwrap_used)]
 
+mod erasure;
 mod events;
 mod fixture;
 mod inserts;

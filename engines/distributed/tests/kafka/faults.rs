@@ -169,3 +169,42 @@ async fn a_hung_broker_is_given_up_within_the_message_timeout() {
     while bed.log.append(Topic::TracesRaw, 0, message("after")).await.is_err() {}
     println!("appends again after {:?}", begin.elapsed());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_freeze_that_cost_the_broker_its_place_every_client_finds_it_again() {
+    if !is_controlled() {
+        return;
+    }
+    let Some(bed) = Bed::new(2).await else { return };
+    let mut subscription = bed.log.subscribe(STAGE, Topic::TracesRaw).await.unwrap();
+    for round in 0..3 {
+        bed.append(Topic::TracesRaw, 1, "before").await;
+        control("stop");
+        // The controller lets go of the broker meanwhile; when it wakes, its partitions have no leader at first.
+        let asked = tokio::join!(
+            tokio::time::sleep(Duration::from_secs(5)),
+            bed.log.bounds(Topic::TracesRaw, 1),
+            bed.log.append(Topic::TracesRaw, 1, message("perhaps")),
+        );
+        control("continue");
+        println!("round {round}: meanwhile {:?} {:?}", asked.1.is_ok(), asked.2.is_ok());
+        let begin = Instant::now();
+        let asks = async {
+            while let Err(error) = bed.log.append(Topic::TracesRaw, 1, message("after")).await {
+                assert!(error.is_transient(), "{error}");
+            }
+            while bed.log.bounds(Topic::TracesRaw, 1).await.is_err() {}
+            let mut done = [false; 2];
+            while done != [true; 2] {
+                let mut lease = subscription.next_lease().await.unwrap();
+                let partition = lease.partition();
+                let from = lease.committed().offset.unwrap_or(0);
+                let outputs = vec![output(Topic::Traces, partition, "went on")];
+                done[partition as usize] =
+                    commit_next(&mut *lease, from, outputs).await.is_ok() || done[partition as usize];
+            }
+        };
+        within(asks).await;
+        println!("everyone goes on after {:?}", begin.elapsed());
+    }
+}

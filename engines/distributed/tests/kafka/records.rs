@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use panopticon_core::{
-    log::{EventLog, LogError, Output, Record, TailFrom},
+    log::{EventLog, LogError, Output, Record, Replay, TailFrom},
     topic::Topic,
 };
 use panopticon_distributed::kafka::{KafkaLog, OpenError, migrate};
@@ -18,7 +18,7 @@ async fn what_was_appended_is_read_as_it_was_in_the_order_of_offsets() {
         message("plain"),
         Record::keyed("key", "value"),
         Record::tombstone("key"),
-        Record { for_stage: Some("store".to_owned()), ..message("replayed") },
+        Record { replay: Some(Replay { stage: "store".to_owned(), first_offset: 3 }), ..message("replayed") },
         message(""),
     ];
     let mut offsets = Vec::new();

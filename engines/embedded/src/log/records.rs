@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use panopticon_core::{
-    log::{Bounds, Committed, LogError, Output, Record, Stored},
+    log::{Bounds, Committed, LogError, Output, Record, Replay, Stored},
     time::Time,
     topic::{Cleanup, Topic},
 };
@@ -69,13 +69,20 @@ impl Appendable {
             .query_row([self.slot.number()], |row| row.get(0))?;
         let offset = (next - 1).cast_unsigned();
         let position = self.slot.position(offset);
-        let Record { key, payload, for_stage } = &self.record;
+        let Record { key, payload, replay } = &self.record;
         tx.conn
             .prepare_cached(
-                "INSERT INTO log_records (position, appended_at, key, for_stage, payload)
-                 VALUES (?1, ?2, ?3, ?4, ?5)",
+                "INSERT INTO log_records (position, appended_at, key, for_stage, first_offset, payload)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
-            .execute(params![position, tx.now.micros(), &key[..], for_stage, payload.as_deref()])?;
+            .execute(params![
+                position,
+                tx.now.micros(),
+                &key[..],
+                replay.as_ref().map(|replay| &replay.stage),
+                replay.as_ref().map(|replay| replay.first_offset.cast_signed()),
+                payload.as_deref()
+            ])?;
         if self.overtaken != Overtaken::Stays && !key.is_empty() {
             self.compact(tx, position)?;
         }
@@ -83,8 +90,14 @@ impl Appendable {
         Ok(offset)
     }
 
-    /// Makes the record at `position` the latest of its key.
+    /// Makes the record at `position` the latest of its key; one that was replayed tells nothing new.
     fn compact(&self, tx: &Tx<'_>, position: i64) -> Result<(), Fault> {
+        let mut supersede =
+            tx.conn.prepare_cached("INSERT INTO log_superseded (since, position) VALUES (?1, ?2)")?;
+        if self.record.replay.is_some() {
+            supersede.execute([tx.now.micros(), position])?;
+            return Ok(());
+        }
         let key = &self.record.key[..];
         let before: Option<i64> = tx
             .conn
@@ -94,8 +107,6 @@ impl Appendable {
         tx.conn
             .prepare_cached("INSERT OR REPLACE INTO log_keys (slot, key, position) VALUES (?1, ?2, ?3)")?
             .execute(params![self.slot.number(), key, position])?;
-        let mut supersede =
-            tx.conn.prepare_cached("INSERT INTO log_superseded (since, position) VALUES (?1, ?2)")?;
         match (before, self.overtaken) {
             (Some(before), Overtaken::Goes) => {
                 tx.conn.prepare_cached("DELETE FROM log_records WHERE position = ?1")?.execute([before])?;
@@ -159,20 +170,22 @@ pub(super) fn read(
     let mut found = Vec::new();
     let mut bytes = 0_usize;
     let mut query = conn.prepare_cached(
-        "SELECT position, appended_at, key, for_stage, payload FROM log_records
+        "SELECT position, appended_at, key, for_stage, first_offset, payload FROM log_records
          WHERE position >= ?1 AND position < ?2 ORDER BY position",
     )?;
     let mut rows = query.query([slot.position(from), slot.position(range.to)])?;
     while found.len() < limits.records
         && let Some(row) = rows.next()?
     {
+        let offset = Slot::offset(row.get(0)?);
+        let first_offset = row.get::<_, Option<i64>>(4)?.map_or(offset, i64::cast_unsigned);
         let stored = Stored {
-            offset: Slot::offset(row.get(0)?),
+            offset,
             appended_at: Time::from_micros(row.get(1)?),
             record: Record {
                 key: row.get::<_, Vec<u8>>(2)?.into(),
-                for_stage: row.get(3)?,
-                payload: row.get::<_, Option<Vec<u8>>>(4)?.map(Bytes::from),
+                replay: row.get::<_, Option<String>>(3)?.map(|stage| Replay { stage, first_offset }),
+                payload: row.get::<_, Option<Vec<u8>>>(5)?.map(Bytes::from),
             },
         };
         let full = bytes.saturating_add(stored.record.size()) > limits.bytes;

@@ -7,7 +7,7 @@ mod runs;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use panopticon_core::seen::{Mark, Marked, Progress, SeenError, SeenSet};
+use panopticon_core::seen::{Mark, Marked, Move, Progress, SeenError, SeenSet};
 use rusqlite::params;
 
 pub(crate) use self::runs::Runs;
@@ -66,6 +66,13 @@ impl SeenSet for Seen {
         let runs = Arc::clone(&self.runs);
         let window = self.core.config.retention.seen_window();
         let job = self.core.writer.run(Durability::Lazy, move |tx| runs.restore(tx, &marks, window));
+        Ok(job.await?)
+    }
+
+    async fn shift(&self, moves: Vec<Move>) -> Result<(), SeenError> {
+        let runs = Arc::clone(&self.runs);
+        let window = self.core.config.retention.seen_window();
+        let job = self.core.writer.run(Durability::Lazy, move |tx| runs.shift(tx, &moves, window));
         Ok(job.await?)
     }
 

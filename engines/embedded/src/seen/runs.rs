@@ -10,7 +10,7 @@ use std::{
 
 use panopticon_core::{
     ids::{LogId, Place, SeenKey},
-    seen::Mark,
+    seen::{Mark, Move},
     time::Time,
 };
 use parking_lot::Mutex;
@@ -63,8 +63,8 @@ impl Runs {
     pub(super) fn mark(&self, tx: &Tx<'_>, marks: &[Mark], window: Duration) -> Result<Vec<Place>, Fault> {
         let mut known = self.known.lock();
         known.prepare(tx, window)?;
-        let mut places: Vec<_> = marks.iter().map(|mark| known.recent.get(&mark.key).copied()).collect();
-        known.look_up(tx.conn, marks, &mut places, tx.now.minus(window))?;
+        let keys: Vec<SeenKey> = marks.iter().map(|mark| mark.key).collect();
+        let places = known.places(tx, &keys, window)?;
         let first = marks.iter().zip(places).map(|(mark, found)| {
             // The same key may stand earlier in this batch.
             match found.or_else(|| known.recent.get(&mark.key).copied()) {
@@ -80,6 +80,21 @@ impl Runs {
         let mut known = self.known.lock();
         known.prepare(tx, window)?;
         marks.iter().try_for_each(|mark| known.collect(tx, mark))
+    }
+
+    /// Writes the new place of each mark that names the old one, over what is there.
+    pub(super) fn shift(&self, tx: &Tx<'_>, moves: &[Move], window: Duration) -> Result<(), Fault> {
+        let mut known = self.known.lock();
+        known.prepare(tx, window)?;
+        let keys: Vec<SeenKey> = moves.iter().map(|shift| shift.key).collect();
+        let places = known.places(tx, &keys, window)?;
+        for (Move { key, from, to }, found) in moves.iter().zip(places) {
+            // One of these moves may have written it by now.
+            if known.recent.get(key).copied().or(found) == Some(*from) {
+                known.collect(tx, &Mark { key: *key, place: *to })?;
+            }
+        }
+        Ok(())
     }
 
     /// The runs all of whose marks are older than the window.
@@ -178,26 +193,22 @@ impl Known {
         self.recent.insert(key, place);
     }
 
-    /// Looks for the marks that have no place yet in the runs that are not older than `alive`.
-    fn look_up(
-        &self,
-        conn: &Connection,
-        marks: &[Mark],
-        places: &mut [Option<Place>],
-        alive: Time,
-    ) -> Result<(), Fault> {
-        let mut query = conn.prepare_cached(
+    /// The places of the keys that have one, in what is collected or in a run that is not past the window.
+    fn places(&self, tx: &Tx<'_>, keys: &[SeenKey], window: Duration) -> Result<Vec<Option<Place>>, Fault> {
+        let mut places: Vec<_> = keys.iter().map(|key| self.recent.get(key).copied()).collect();
+        let mut query = tx.conn.prepare_cached(
             "SELECT log_id, partition, offset, idx FROM seen_places WHERE run = ?1 AND key = ?2",
         )?;
-        // The youngest first: a restored mark stands before the one it replaces.
+        let alive = tx.now.minus(window);
+        // The youngest first: a mark that was written again stands before the one it replaces.
         for (number, run) in self.runs.iter().rev().filter(|(_, run)| run.last_at >= alive) {
-            for (mark, place) in marks.iter().zip(places.iter_mut()) {
-                if place.is_none() && run.filter.may_have(mark.key) {
-                    *place = query.query_row(params![number, mark.key.0], place_of).optional()?;
+            for (key, place) in keys.iter().zip(places.iter_mut()) {
+                if place.is_none() && run.filter.may_have(*key) {
+                    *place = query.query_row(params![number, key.0], place_of).optional()?;
                 }
             }
         }
-        Ok(())
+        Ok(places)
     }
 }
 

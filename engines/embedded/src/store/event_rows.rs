@@ -181,6 +181,6 @@ pub(super) fn put_audit(tx: &mut Tx<'_>, partition: u32, rows: &[Row<AuditEntry>
     Ok(())
 }
 
-fn json<T: serde::Serialize>(message: &T) -> Result<Value, Fault> {
+pub(super) fn json<T: serde::Serialize>(message: &T) -> Result<Value, Fault> {
     serde_json::to_value(message).map_err(|error| Fault::Broken(error.to_string()))
 }

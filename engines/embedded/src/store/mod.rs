@@ -1,5 +1,6 @@
 //! The trace store.
 
+mod erase;
 mod event_rows;
 mod events;
 mod insert;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use panopticon_core::{
+    erasure::{ErasedCounts, Erasure},
     ids::{ClientId, EventId},
     proto::log::{AuditEntry, Delivery, Detection, GuardAction},
     store::{
@@ -128,6 +130,10 @@ impl TraceStore for Store {
             Ok(last_at.map(Time::from_micros))
         })
         .await
+    }
+
+    async fn erase(&self, erasure: &Erasure) -> Result<ErasedCounts, StoreError> {
+        Ok(erase::erase(&self.core, Arc::new(erasure.clone())).await?)
     }
 
     async fn expire(&self, now: Time) -> Result<(), StoreError> {

@@ -4,6 +4,7 @@ pub mod answer;
 pub mod app;
 pub mod leftovers;
 pub mod live;
+pub mod log;
 pub mod logi;
 pub mod process;
 pub mod receiver;

@@ -1,0 +1,76 @@
+//! What places and marks promise holds in every interleaving; and each part of the protocol is needed: without
+//! it, an interleaving is found in which a promise is broken.
+
+use panopticon_model::places::*;
+use stateright::{Checker as _, HasDiscoveries, Model as _};
+
+fn holds(requests: &[Id], takeovers: u8, losses: u8) {
+    let faults = Faults { takeovers, losses };
+    let model = Places { requests: requests.to_vec(), faults, without: None };
+    let checker = model.checker().spawn_bfs().join();
+    println!("{requests:?} with {faults:?}: {} states", checker.unique_state_count());
+    checker.assert_properties();
+}
+
+fn breaks(without: Part, promise: &'static str) {
+    let faults = Faults { takeovers: 1, losses: 2 };
+    let model = Places { requests: vec![1, 1], faults, without: Some(without) };
+    let found = HasDiscoveries::AllOf([promise].into());
+    let checker = model.checker().finish_when(found).spawn_bfs().join();
+    checker.assert_any_discovery(promise);
+}
+
+#[test]
+fn two_sends_at_once_end_as_one_row_through_two_takeovers_and_two_losses_of_marks() {
+    holds(&[1, 1], 2, 2);
+}
+
+#[test]
+fn three_sends_of_one_id_end_as_one_row_through_a_takeover_and_a_loss_of_marks() {
+    holds(&[1, 1, 1], 1, 1);
+}
+
+#[test]
+fn each_of_two_ids_ends_as_one_row_through_a_takeover_and_a_loss_of_marks() {
+    holds(&[1, 2, 1], 1, 1);
+}
+
+#[test]
+fn a_mark_before_the_append_makes_a_duplicate_of_nothing() {
+    breaks(Part::AppendFirst, DUPLICATE_OF_SOMETHING);
+}
+
+#[test]
+fn marks_without_places_take_a_replay_after_a_crash_for_duplicates() {
+    breaks(Part::OwnPlace, NOTHING_LOST);
+}
+
+#[test]
+fn lost_marks_that_nobody_notices_let_a_trace_in_twice() {
+    breaks(Part::Progress, NEVER_TWICE);
+}
+
+#[test]
+fn a_zombie_that_is_not_told_from_the_owner_hides_a_loss_of_marks() {
+    breaks(Part::Owner, NEVER_TWICE);
+}
+
+#[test]
+fn a_mark_that_outlived_the_loss_of_a_better_one_loses_a_trace() {
+    breaks(Part::Floor, NOTHING_LOST);
+}
+
+#[test]
+fn a_loss_of_marks_in_the_midst_of_their_rebuilding_lets_a_trace_in_twice() {
+    breaks(Part::Unbroken, NEVER_TWICE);
+}
+
+#[test]
+fn a_note_that_was_made_while_marks_were_missing_lets_a_trace_in_twice() {
+    breaks(Part::Epoch, NEVER_TWICE);
+}
+
+#[test]
+fn a_zombie_that_is_not_fenced_lets_a_trace_in_twice() {
+    breaks(Part::Fence, NEVER_TWICE);
+}
