@@ -1,7 +1,7 @@
 //! The rule `off_hour`: activity at a time at which this user is never active.
 //!
 //! A session is activity without an hour's pause. Its first call is held against the user's rhythm
-//! ([`rhythm`]), as it was before; the session is told at most once, and ends with its last call. Users of
+//! (`rhythm`), as it was before; the session is told at most once, and ends with its last call. Users of
 //! whom too little is known, and those without a rhythm (bots, shared accounts), raise nothing.
 
 mod rhythm;

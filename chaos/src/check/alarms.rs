@@ -270,7 +270,7 @@ mod tests {
     fn windows_over_the_limit_within_a_minute_of_each_other_are_one_episode() {
         assert_eq!(episodes(&seconds(0..20)), 0);
         assert_eq!(episodes(&seconds(0..21)), 1);
-        assert_eq!(episodes(&seconds((0..30).chain(70..100))), 1, "over until 29, and again from 79 on");
+        assert_eq!(episodes(&seconds((0..30).chain(60..90))), 1, "over until 29, and again from 60 on");
         assert_eq!(episodes(&seconds((0..30).chain(90..120))), 2);
     }
 }

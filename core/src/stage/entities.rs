@@ -91,10 +91,9 @@ type End = Reverse<(Time, u32, u32)>;
 /// The second in which an entity fades, and its slot. Who is forgotten has been taken out before.
 type Fading = Reverse<(u32, u32)>;
 
-/// Seconds since 1970, rounded up, until 2106.
+/// Whole seconds since 1970, until 2106.
 fn second(time: Time) -> u32 {
-    let rounded_up = time.micros().saturating_add(999_999).div_euclid(1_000_000);
-    u32::try_from(rounded_up.max(0)).unwrap_or(u32::MAX)
+    u32::try_from(time.secs().max(0)).unwrap_or(u32::MAX)
 }
 
 /// The entities of a rule in one partition.
@@ -240,7 +239,7 @@ impl<E: Entity> Entities<E> {
 
     /// Forgets the entities that have faded by `now`.
     pub fn forget(&mut self, now: Time) {
-        while let Some(slot) = self.oldest(|at| Time::from_secs(at.into()) <= now) {
+        while let Some(slot) = self.oldest(|at| at <= now) {
             self.remove(slot);
         }
     }
@@ -309,20 +308,25 @@ impl<E: Entity> Entities<E> {
         true
     }
 
-    /// The entity without an episode that fades first, if its second satisfies `due`.
-    fn oldest(&mut self, due: impl Fn(u32) -> bool) -> Option<u32> {
+    /// The entity without an episode that fades first, to the second, if its time satisfies `due`.
+    fn oldest(&mut self, due: impl Fn(Time) -> bool) -> Option<u32> {
         while let Some(Reverse((at, slot))) = self.fades.peek().copied() {
-            if !due(at) {
+            if !due(Time::from_secs(at.into())) {
+                return None;
+            }
+            let Berth { entity, marks, .. } = &mut self.berths[slot as usize];
+            let fades_at = entity.ends_at().is_none().then(|| entity.fades_at());
+            let still = fades_at.filter(|fades_at| second(*fades_at) == at);
+            if still.is_some_and(|fades_at| !due(fades_at)) {
                 return None;
             }
             self.fades.pop();
-            let berth = &mut self.berths[slot as usize];
-            berth.marks.clear(AWAITS_FADING);
+            marks.clear(AWAITS_FADING);
+            if still.is_some() {
+                return Some(slot);
+            }
             // With an episode it comes back here when that has ended.
-            if berth.entity.ends_at().is_none() {
-                if second(berth.entity.fades_at()) == at {
-                    return Some(slot);
-                }
+            if fades_at.is_some() {
                 self.watch(Slot(slot));
             }
         }
