@@ -35,7 +35,6 @@ impl Server {
         environment: &[(&str, String)],
     ) -> anyhow::Result<Self> {
         let (address, metrics) = (free_address()?, free_address()?);
-        eprintln!("{} metrics {metrics}", program.display());
         let began = Instant::now();
         let child = Command::new(program)
             .args(arguments)
