@@ -15,30 +15,43 @@ use crate::{
     part::{Part, Parts},
 };
 
-/// The rules over traces; also counts them for the rules over apps.
-pub struct DetectorRule {
-    parts: Parts<AcceptedTrace>,
+/// What rules look at, as it lies in a topic.
+pub trait Event: Sized + Send + 'static {
+    /// The events of one record.
+    fn decode(payload: &[u8]) -> Result<Vec<Self>, WireError>;
+
+    /// When the gateway had it.
+    fn received_at(&self) -> Time;
 }
 
-impl DetectorRule {
+/// The rules over one stream, as a stage and a backtest run them.
+pub struct Rules<E> {
+    parts: Parts<E>,
+}
+
+/// The rules over traces.
+pub type DetectorRule = Rules<AcceptedTrace>;
+/// The rules over sources.
+pub type SourcesRule = Rules<Denial>;
+/// The rules over apps.
+pub type AppsRule = Rules<Rollup>;
+
+impl<E: Event> Rules<E> {
     /// Runs `parts`.
-    pub fn new(parts: Vec<Box<dyn Part<AcceptedTrace>>>) -> Self {
+    pub fn new(parts: Vec<Box<dyn Part<E>>>) -> Self {
         Self { parts: Parts::new(parts) }
     }
 }
 
-impl Rule for DetectorRule {
-    type Event = AcceptedTrace;
+impl<E: Event> Rule for Rules<E> {
+    type Event = E;
 
-    fn decode(payload: &[u8]) -> Result<Vec<AcceptedTrace>, WireError> {
-        traces_of(payload)
+    fn decode(payload: &[u8]) -> Result<Vec<E>, WireError> {
+        E::decode(payload)
     }
 
-    fn observe(&mut self, accepted: &AcceptedTrace, offset: u64, replay: bool, findings: &mut Findings) {
-        self.parts.observe(accepted, offset, replay, findings);
-        if !replay {
-            findings.rollups.add(accepted);
-        }
+    fn observe(&mut self, event: &E, offset: u64, replay: bool, findings: &mut Findings) {
+        self.parts.observe(event, offset, replay, findings);
     }
 
     fn ends_by(&self, now: Time) -> bool {
@@ -57,8 +70,42 @@ impl Rule for DetectorRule {
         self.parts.changed(next, all)
     }
 
-    fn received_at(accepted: &AcceptedTrace) -> Time {
-        accepted.received_at
+    fn received_at(event: &E) -> Time {
+        event.received_at()
+    }
+}
+
+impl Event for AcceptedTrace {
+    fn decode(payload: &[u8]) -> Result<Vec<Self>, WireError> {
+        traces_of(payload)
+    }
+
+    fn received_at(&self) -> Time {
+        self.received_at
+    }
+}
+
+impl Event for Denial {
+    fn decode(payload: &[u8]) -> Result<Vec<Self>, WireError> {
+        let denials = DenialBatch::decode(payload)?.denials;
+        match denials.iter().all(|denial| denial.event_id.len() == 16) {
+            true => Ok(denials),
+            false => Err(WireError::Field("event_id")),
+        }
+    }
+
+    fn received_at(&self) -> Time {
+        Time::from_micros(self.received_at)
+    }
+}
+
+impl Event for Rollup {
+    fn decode(payload: &[u8]) -> Result<Vec<Self>, WireError> {
+        Ok(RollupBatch::decode(payload)?.rollups)
+    }
+
+    fn received_at(&self) -> Time {
+        Time::from_micros(self.received_at)
     }
 }
 
@@ -89,98 +136,6 @@ fn one_spelling(source_ip: &str) -> String {
     }
 }
 
-/// The rules over sources.
-pub struct SourcesRule {
-    parts: Parts<Denial>,
-}
-
-impl SourcesRule {
-    /// Runs `parts`.
-    pub fn new(parts: Vec<Box<dyn Part<Denial>>>) -> Self {
-        Self { parts: Parts::new(parts) }
-    }
-}
-
-impl Rule for SourcesRule {
-    type Event = Denial;
-
-    fn decode(payload: &[u8]) -> Result<Vec<Denial>, WireError> {
-        let denials = DenialBatch::decode(payload)?.denials;
-        match denials.iter().all(|denial| denial.event_id.len() == 16) {
-            true => Ok(denials),
-            false => Err(WireError::Field("event_id")),
-        }
-    }
-
-    fn observe(&mut self, denial: &Denial, offset: u64, replay: bool, findings: &mut Findings) {
-        self.parts.observe(denial, offset, replay, findings);
-    }
-
-    fn ends_by(&self, now: Time) -> bool {
-        self.parts.ends_by(now)
-    }
-
-    fn advance(&mut self, now: Time, findings: &mut Findings) {
-        self.parts.advance(now, findings);
-    }
-
-    fn load(&mut self, key: &[u8], state: EntityState) -> Result<(), WireError> {
-        self.parts.load(key, state)
-    }
-
-    fn changed(&mut self, next: u64, all: bool) -> Vec<(Vec<u8>, Option<EntityState>)> {
-        self.parts.changed(next, all)
-    }
-
-    fn received_at(denial: &Denial) -> Time {
-        Time::from_micros(denial.received_at)
-    }
-}
-
-/// The rules over apps.
-pub struct AppsRule {
-    parts: Parts<Rollup>,
-}
-
-impl AppsRule {
-    /// Runs `parts`.
-    pub fn new(parts: Vec<Box<dyn Part<Rollup>>>) -> Self {
-        Self { parts: Parts::new(parts) }
-    }
-}
-
-impl Rule for AppsRule {
-    type Event = Rollup;
-
-    fn decode(payload: &[u8]) -> Result<Vec<Rollup>, WireError> {
-        Ok(RollupBatch::decode(payload)?.rollups)
-    }
-
-    fn observe(&mut self, rollup: &Rollup, offset: u64, replay: bool, findings: &mut Findings) {
-        self.parts.observe(rollup, offset, replay, findings);
-    }
-
-    fn ends_by(&self, now: Time) -> bool {
-        self.parts.ends_by(now)
-    }
-
-    fn advance(&mut self, now: Time, findings: &mut Findings) {
-        self.parts.advance(now, findings);
-    }
-
-    fn load(&mut self, key: &[u8], state: EntityState) -> Result<(), WireError> {
-        self.parts.load(key, state)
-    }
-
-    fn changed(&mut self, next: u64, all: bool) -> Vec<(Vec<u8>, Option<EntityState>)> {
-        self.parts.changed(next, all)
-    }
-
-    fn received_at(rollup: &Rollup) -> Time {
-        Time::from_micros(rollup.received_at)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,6 +155,6 @@ mod tests {
     #[test]
     fn a_copy_without_an_event_id_is_refused() {
         let batch = DenialBatch { denials: vec![Denial::default()] };
-        assert!(SourcesRule::decode(&batch.encode_to_vec()).is_err());
+        assert!(<SourcesRule as Rule>::decode(&batch.encode_to_vec()).is_err());
     }
 }

@@ -162,7 +162,7 @@ impl Entity for User {
     }
 }
 
-/// The rules over users.
+/// The rules over users; also counts traces for the rules over apps.
 pub struct Users {
     users: Entities<User>,
     settings: SettingsOf,
@@ -181,6 +181,10 @@ impl Part<AcceptedTrace> for Users {
     }
 
     fn observe(&mut self, accepted: &AcceptedTrace, offset: u64, replay: bool, findings: &mut Findings) {
+        if !replay {
+            // For the rules over apps.
+            findings.rollups.add(accepted);
+        }
         let app = accepted.trace.client_id.as_str();
         let taken_up = self.users.take_up([app, &accepted.trace.user_sub], offset, replay);
         // What is known of the user before this call goes with its copy to the rules over sources.
