@@ -36,6 +36,28 @@ impl Bed {
         offset.expect("an offset")
     }
 
+    /// A lease on a broker that comes and goes. One that has just come back may not know the topic for a
+    /// moment, which ends a membership; then this joins again, as every stage does.
+    pub async fn lease_again(&self, subscription: &mut Box<dyn Subscription>) -> Box<dyn Lease> {
+        let joins = async {
+            loop {
+                let error = match subscription.next_lease().await {
+                    Ok(lease) => return lease,
+                    Err(error) => error,
+                };
+                println!("joins again: {error}");
+                assert!(error.is_transient() || matches!(error, LogError::NoTopic(_)), "{error}");
+                *subscription = loop {
+                    match self.log.subscribe(STAGE, Topic::TracesRaw).await {
+                        Ok(joined) => break joined,
+                        Err(error) => println!("cannot join yet: {error}"),
+                    }
+                };
+            }
+        };
+        within(joins).await
+    }
+
     /// Everything that is committed in a partition, as text.
     pub async fn texts(&self, topic: Topic, partition: u32) -> Vec<String> {
         texts(&read_all(&*self.log, topic, partition).await)

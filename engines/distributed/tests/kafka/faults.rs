@@ -113,7 +113,7 @@ async fn what_was_acknowledged_survives_a_kill_of_the_broker_and_everyone_goes_o
                 // The broker was away for longer than the session: a member again, and a new lease.
                 Ok(Poll::Revoked) => {
                     drop(lease);
-                    lease = crate::bed::lease(&mut subscription).await;
+                    lease = bed.lease_again(&mut subscription).await;
                     println!("a new lease after {:?}", begin.elapsed());
                     continue;
                 }
@@ -125,7 +125,7 @@ async fn what_was_acknowledged_survives_a_kill_of_the_broker_and_everyone_goes_o
                 Err(LogError::Fenced(why)) => {
                     println!("fenced: {why}");
                     drop(lease);
-                    lease = crate::bed::lease(&mut subscription).await;
+                    lease = bed.lease_again(&mut subscription).await;
                 }
                 Err(error) => {
                     println!("undone: {error}");
@@ -196,7 +196,7 @@ async fn after_a_freeze_that_cost_the_broker_its_place_every_client_finds_it_aga
             while bed.log.bounds(Topic::TracesRaw, 1).await.is_err() {}
             let mut done = [false; 2];
             while done != [true; 2] {
-                let mut lease = subscription.next_lease().await.unwrap();
+                let mut lease = bed.lease_again(&mut subscription).await;
                 let partition = lease.partition();
                 let from = lease.committed().offset.unwrap_or(0);
                 let outputs = vec![output(Topic::Traces, partition, "went on")];
