@@ -62,7 +62,36 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     builder.compile_fds_with_config(descriptors, config)?;
+    raw_service();
     Ok(())
+}
+
+/// The server of `panopticon.v1.TraceService` over the messages of `raw`.
+fn raw_service() {
+    use tonic_prost_build::manual::{Builder, Method, MethodBuilder, Service};
+    let method = |name: &str, route: &str, input: &str, output: &str| -> MethodBuilder {
+        Method::builder()
+            .name(name)
+            .route_name(route)
+            .input_type(format!("crate::raw::{input}"))
+            .output_type(format!("crate::raw::{output}"))
+            .codec_path("tonic_prost::ProstCodec")
+    };
+    let (one, many) = (("IngestRequest", "IngestResponse"), ("IngestBatchRequest", "IngestBatchResponse"));
+    let service = Service::builder()
+        .name("TraceService")
+        .package("panopticon.v1")
+        .method(method("ingest", "Ingest", one.0, one.1).build())
+        .method(method("ingest_batch", "IngestBatch", many.0, many.1).build())
+        .method(
+            method("ingest_stream", "IngestStream", many.0, many.1)
+                .client_streaming()
+                .server_streaming()
+                .build(),
+        )
+        .method(method("ingest_signed", "IngestSigned", "SignedBatch", many.1).build())
+        .build();
+    Builder::new().build_client(false).compile(&[service]);
 }
 
 /// The fields of the stages' own messages, each with whether it is a 64-bit time.

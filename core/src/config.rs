@@ -253,7 +253,8 @@ pub struct StagesConfig {
     pub queue_records: usize,
     /// Least time between two commits of a stage in one partition; what comes meanwhile goes into the next.
     pub pace_ms: u64,
-    /// How long a stage holds back the commit of a position beside which it has nothing to write.
+    /// How long a stage holds back the commit of a position beside which it has nothing to write that anybody
+    /// waits for.
     pub commit_ms: u64,
     /// First pause after an error.
     pub retry_min_ms: u64,
@@ -427,7 +428,7 @@ impl Default for Config {
                 max_batch_traces: 1_000,
                 queue_traces: 20_000,
                 max_envelope_bytes: 512 << 10,
-                appends_in_flight: 4,
+                appends_in_flight: 1,
                 body_timeout_ms: 30_000,
                 append_timeout_ms: 5_000,
                 mark_timeout_ms: 1_000,
@@ -442,7 +443,7 @@ impl Default for Config {
                 batch_bytes: 4 << 20,
                 queue_records: 256,
                 pace_ms: 40,
-                commit_ms: 500,
+                commit_ms: 250,
                 retry_min_ms: 100,
                 retry_max_ms: 5_000,
                 checkpoint_ms: 5_000,

@@ -15,15 +15,20 @@ impl ClientId {
     /// The most characters that a client id has.
     pub const MAX_LEN: usize = 255;
 
-    /// Checks `text`; the error says what is wrong with it.
+    /// Takes `text` if it is one; the error says what is wrong with it.
     pub fn new(text: &str) -> Result<Self, &'static str> {
+        Self::check(text).map(|()| Self(text.into()))
+    }
+
+    /// Whether `text` is one; the error says what is wrong with it.
+    pub fn check(text: &str) -> Result<(), &'static str> {
         match text.len() {
             0 => Err("must not be empty"),
             n if n > Self::MAX_LEN => Err("must be at most 255 characters"),
             _ if !text.bytes().all(|c| (0x20..=0x7e).contains(&c)) => {
                 Err("must consist of visible ASCII characters (RFC 6749, appendix A.1)")
             }
-            _ => Ok(Self(text.into())),
+            _ => Ok(()),
         }
     }
 
@@ -180,12 +185,22 @@ impl SeenKey {
 /// zero byte, modulo the partition count. `traces.raw` and `traces` use (client_id, user_sub), or the
 /// client_id alone where there is no user.
 pub fn partition_of(parts: &[&str], partitions: u32) -> u32 {
+    partition_of_hash(partition_hash(parts), partitions)
+}
+
+/// The hash of [`partition_of`].
+pub fn partition_hash(parts: &[&str]) -> u64 {
     let mut hash = xxhash_rust::xxh3::Xxh3::new();
     for part in parts.iter().filter(|part| !part.is_empty()) {
         hash.update(part.as_bytes());
         hash.update(&[0]);
     }
-    u32::try_from(hash.digest() % u64::from(partitions.max(1))).unwrap_or(0)
+    hash.digest()
+}
+
+/// The partition, of `partitions`, that a hash stands for.
+pub fn partition_of_hash(hash: u64, partitions: u32) -> u32 {
+    u32::try_from(hash % u64::from(partitions.max(1))).unwrap_or(0)
 }
 
 #[cfg(test)]

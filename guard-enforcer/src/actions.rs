@@ -55,7 +55,8 @@ impl Transform for Work {
         let now = self.clock.now();
         let mut outputs = Vec::new();
         let context = (STAGE, Topic::Detections, self.partition, now);
-        let actions = decode_each(records, context, &mut outputs, |payload| action_of(payload, now));
+        let actions =
+            decode_each(records, context, &mut outputs, |stored| action_of(stored.record.bytes(), now));
         for (_, action) in actions {
             metrics::counter!("panopticon_guard_actions_total", "type" => action.r#type.clone()).increment(1);
             outputs.push(Output {

@@ -3,15 +3,16 @@
 use std::{net::IpAddr, pin::Pin};
 
 use axum::Router;
+use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
-use panopticon_core::admission::trace_from_proto;
+use panopticon_core::admission::{Seen, admit_proto};
 use panopticon_proto::{
     DESCRIPTORS,
-    v1::{
-        IngestBatchRequest, IngestBatchResponse, IngestRequest, IngestResponse, Outcome, SignedBatch, Trace,
-        TraceResult,
+    raw::{
+        IngestBatchRequest, IngestBatchResponse, IngestRequest, IngestResponse, SignedBatch, TraceResult,
         trace_service_server::{TraceService, TraceServiceServer},
     },
+    v1::Outcome,
 };
 use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming, codec::CompressionEncoding, service::Routes};
@@ -86,33 +87,39 @@ impl Service {
     }
 
     /// Takes in a batch: a result for each trace, in order.
-    async fn take_in(&self, sender: &Sender, traces: Vec<Trace>) -> Result<Vec<TraceResult>, GatewayError> {
+    async fn take_in(&self, sender: &Sender, traces: Vec<Bytes>) -> Result<Vec<TraceResult>, GatewayError> {
         let now = self.gateway.clock.now();
+        let app = sender.app.client_id.as_str();
         let counts = &self.gateway.intake.counts;
         let limit = self.gateway.config.gateway.max_batch_traces;
         if traces.len() > limit {
             let description = format!("the batch has {} traces; at most {limit}", traces.len());
-            counts.refused(&sender.app.client_id, Kind::TooLarge.code(), "traces", now);
+            counts.refused(app, Kind::TooLarge.code(), "traces", now);
             return Err(GatewayError::field(Kind::TooLarge, "traces", description));
         }
         let mut results = Vec::with_capacity(traces.len());
         let mut valid = Vec::with_capacity(traces.len());
         let mut places = Vec::with_capacity(traces.len());
-        for trace in traces {
-            let checked = trace_from_proto(trace, now)
+        for sent in traces {
+            let looked = admit_proto(&sent, now, |seen| {
+                own(seen, sender)?;
+                let guard = self.gateway.gate.guard(app, seen.trace.user_sub);
+                Ok((answered_id(&sent, seen), guard))
+            });
+            let checked = looked
                 .map_err(|refusal| (refusal.event_id.clone(), GatewayError::from(refusal)))
-                .and_then(|trace| own(trace, sender));
+                .and_then(|(admitted, looked)| Ok((admitted, looked?)));
             match checked {
-                Ok(trace) => {
-                    places.push((results.len(), trace.user_sub.clone()));
-                    results
-                        .push(TraceResult { event_id: trace.event_id.to_string(), ..TraceResult::default() });
-                    valid.push(trace);
+                Ok((admitted, (event_id, guard))) => {
+                    places.push(results.len());
+                    valid.push(admitted);
+                    let guard = guard.map_or_else(String::new, |guard| guard.header().to_owned());
+                    results.push(TraceResult { event_id, guard, ..TraceResult::default() });
                 }
                 Err((event_id, error)) => {
-                    counts.refused(&sender.app.client_id, error.kind.code(), &error.field, now);
+                    counts.refused(app, error.kind.code(), &error.field, now);
                     results.push(TraceResult {
-                        event_id,
+                        event_id: event_id.into(),
                         outcome: Outcome::Rejected.into(),
                         error: error.kind.code().to_owned(),
                         field: error.field,
@@ -122,8 +129,8 @@ impl Service {
                 }
             }
         }
-        let verdicts = self.gateway.intake.take_in(valid).await;
-        for ((i, user), verdict) in places.into_iter().zip(verdicts) {
+        let verdicts = self.gateway.intake.take_in(app, valid).await;
+        for (i, verdict) in places.into_iter().zip(verdicts) {
             let result = &mut results[i];
             result.outcome = match verdict {
                 Verdict::Accepted => Outcome::Accepted,
@@ -135,9 +142,6 @@ impl Service {
                 result.error = "unavailable".to_owned();
                 result.error_description = NOT_CONFIRMED.to_owned();
             }
-            if let Some(guard) = self.gateway.gate.guard(&sender.app.client_id, &user) {
-                result.guard = guard.header().to_owned();
-            }
         }
         Ok(results)
     }
@@ -145,6 +149,15 @@ impl Service {
     fn retry_after_secs(&self) -> u64 {
         self.gateway.config.gateway.retry_after_secs
     }
+}
+
+/// The id as it is answered: a piece of the request where that has it in lower case.
+fn answered_id(sent: &Bytes, seen: &Seen<'_>) -> Bytes {
+    let id = seen.trace.event_id;
+    if id.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return seen.event_id().to_string().into();
+    }
+    sent.slice_ref(id.as_bytes())
 }
 
 type BatchStream = Pin<Box<dyn Stream<Item = Result<IngestBatchResponse, Status>> + Send>>;

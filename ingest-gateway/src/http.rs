@@ -14,11 +14,10 @@ use axum::{
     routing::post,
 };
 use panopticon_core::{
-    admission::{Refusal, trace_from_json},
+    admission::{Admitted, Refusal, Seen, admit_json},
     api::{GUARD_HEADER, REQUEST_ID_HEADER},
     control::Guard,
     time::Time,
-    trace::Trace,
 };
 use serde::Serialize;
 use uuid::Uuid;
@@ -152,21 +151,29 @@ impl Asked {
     }
 }
 
-/// Reads one trace of `sender`'s app.
-fn check(text: &[u8], sender: &Sender, now: Time) -> Result<Trace, (String, GatewayError)> {
-    let trace =
-        trace_from_json(text, now).map_err(|refusal: Refusal| (refusal.event_id.clone(), refusal.into()))?;
-    own(trace, sender)
+/// Admits one trace of `sender`'s app; also what AI Guard says about its user.
+fn check(
+    gateway: &Gateway,
+    text: &[u8],
+    sender: &Sender,
+    now: Time,
+) -> Result<(Admitted, Option<Guard>), (String, GatewayError)> {
+    let looked = admit_json(text, now, |seen| {
+        own(seen, sender)?;
+        Ok(gateway.gate.guard(&sender.app.client_id, seen.trace.user_sub))
+    });
+    let (admitted, guard) = looked.map_err(|refusal: Refusal| (refusal.event_id.clone(), refusal.into()))?;
+    Ok((admitted, guard?))
 }
 
 /// A trace must be of the app that the PAK belongs to.
-pub(crate) fn own(trace: Trace, sender: &Sender) -> Result<Trace, (String, GatewayError)> {
-    if trace.client_id.as_str() == sender.app.client_id {
-        return Ok(trace);
+pub(crate) fn own(seen: &Seen<'_>, sender: &Sender) -> Result<(), (String, GatewayError)> {
+    let client_id = seen.trace.client_id;
+    if client_id == sender.app.client_id {
+        return Ok(());
     }
-    let description =
-        format!("the PAK belongs to `{}`, the trace to `{}`", sender.app.client_id, trace.client_id);
-    Err((trace.event_id.to_string(), GatewayError::field(Kind::ClientMismatch, "client_id", description)))
+    let description = format!("the PAK belongs to `{}`, the trace to `{client_id}`", sender.app.client_id);
+    Err((seen.event_id().to_string(), GatewayError::field(Kind::ClientMismatch, "client_id", description)))
 }
 
 /// `POST /panopticon/trace`.
@@ -183,21 +190,20 @@ async fn one(State(gateway): State<Gateway>, request: Request) -> Response {
             "a single trace is application/json; send NDJSON to /panopticon/traces",
         ));
     }
-    let trace = match check(&text, &sender, now) {
-        Ok(trace) => trace,
+    let (trace, guard) = match check(&asked.gateway, &text, &sender, now) {
+        Ok(checked) => checked,
         Err((_, error)) => {
             asked.gateway.intake.counts.refused(&sender.app.client_id, error.kind.code(), &error.field, now);
             return asked.refuse(error);
         }
     };
-    let (event_id, user) = (trace.event_id.to_string(), trace.user_sub.clone());
-    let verdict = asked.gateway.intake.take_in(vec![trace]).await.pop().unwrap_or(Verdict::Unavailable);
+    let (event_id, app) = (trace.event_id.to_string(), &sender.app.client_id);
+    let verdict = asked.gateway.intake.take_in(app, vec![trace]).await.pop().unwrap_or(Verdict::Unavailable);
     let status = match verdict {
         Verdict::Accepted => StatusCode::ACCEPTED,
         Verdict::Duplicate => StatusCode::OK,
         Verdict::Unavailable => return asked.refuse(asked.unavailable()),
     };
-    let guard = asked.gateway.gate.guard(&sender.app.client_id, &user);
     // The guard goes into the header alone: the body stays as it is.
     asked.answer(status, TraceAnswer::of(event_id, verdict, None), guard)
 }
@@ -227,11 +233,11 @@ async fn many(State(gateway): State<Gateway>, request: Request) -> Response {
     };
     let mut results: Vec<Option<TraceAnswer>> = Vec::with_capacity(texts.len());
     let mut valid = Vec::with_capacity(texts.len());
-    let mut users = Vec::with_capacity(texts.len());
+    let mut places = Vec::with_capacity(texts.len());
     for text in texts {
-        match check(text, &sender, now) {
-            Ok(trace) => {
-                users.push((results.len(), trace.event_id.to_string(), trace.user_sub.clone()));
+        match check(&asked.gateway, text, &sender, now) {
+            Ok((trace, guard)) => {
+                places.push((results.len(), trace.event_id.to_string(), guard));
                 valid.push(trace);
                 results.push(None);
             }
@@ -241,12 +247,11 @@ async fn many(State(gateway): State<Gateway>, request: Request) -> Response {
             }
         }
     }
-    let verdicts = asked.gateway.intake.take_in(valid).await;
+    let verdicts = asked.gateway.intake.take_in(&sender.app.client_id, valid).await;
     if !verdicts.is_empty() && verdicts.iter().all(|verdict| *verdict == Verdict::Unavailable) {
         return asked.refuse(asked.unavailable());
     }
-    for ((i, event_id, user), verdict) in users.into_iter().zip(verdicts) {
-        let guard = asked.gateway.gate.guard(&sender.app.client_id, &user);
+    for ((i, event_id, guard), verdict) in places.into_iter().zip(verdicts) {
         results[i] = Some(TraceAnswer::of(event_id, verdict, guard));
     }
     let guard = asked.gateway.gate.guard(&sender.app.client_id, "");

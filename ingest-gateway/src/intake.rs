@@ -1,23 +1,24 @@
 //! Traces in, verdicts out.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use panopticon_core::{
+    admission::Admitted,
     config::Config,
-    ids::{ClientId, EventId, partition_of},
+    ids::{ClientId, EventId, SeenKey, partition_of_hash},
     log::{EventLog, LogError},
     seen::SeenSet,
     store::TraceStore,
     time::{SharedClock, Time},
     topic::Topic,
-    trace::{AcceptedTrace, Trace},
 };
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tracing::debug;
 
 use crate::{
-    appender::{Appender, Parcel},
+    appender::{Appender, Parcel, Taken},
     counts::{Counts, Tally},
+    marker::Marker,
     verdict::Verdict,
 };
 
@@ -43,6 +44,34 @@ struct Queue {
     waiting: metrics::Gauge,
 }
 
+impl Queue {
+    /// Puts traces into the queue; `None` when it is full.
+    fn send(&self, traces: Vec<Taken>, bytes: usize) -> Option<oneshot::Receiver<Vec<Verdict>>> {
+        let wanted = u32::try_from(traces.len()).ok()?;
+        let Ok(room) = self.room.clone().try_acquire_many_owned(wanted) else {
+            metrics::counter!("panopticon_gateway_queue_full_total").increment(u64::from(wanted));
+            return None;
+        };
+        let (answer, verdicts) = oneshot::channel();
+        self.waiting.increment(f64::from(wanted));
+        let waiting = self.waiting.clone();
+        self.parcels.send(Parcel { traces, bytes, room, waiting, answer }).ok()?;
+        Some(verdicts)
+    }
+}
+
+/// What one request brings to one envelope.
+#[derive(Default)]
+struct Load {
+    /// Which traces of the request they are.
+    indexes: Vec<usize>,
+    traces: Vec<Taken>,
+    bytes: usize,
+}
+
+/// About what the envelope adds to a trace.
+const ADDED_BYTES: usize = 16;
+
 impl Intake {
     /// Opens `traces.raw` and starts an appender for each partition. With a `store`, resends of traces that
     /// are older than the seen set's window are recognised here; without, by the dedupe stage alone.
@@ -54,14 +83,14 @@ impl Intake {
         clock: SharedClock,
     ) -> Result<Self, LogError> {
         let topic = log.topic(Topic::TracesRaw).await?;
+        let marker = Marker::start(seen, Duration::from_millis(config.gateway.mark_timeout_ms));
         let queues = (0..topic.partitions)
             .map(|partition| {
                 let (parcels, queue) = mpsc::unbounded_channel();
                 let waiting =
                     metrics::gauge!("panopticon_gateway_queue_traces", "partition" => partition.to_string());
                 let place = (partition, topic.log_id);
-                let appender =
-                    Appender::new(log.clone(), seen.clone(), place, waiting.clone(), &config.gateway);
+                let appender = Appender::new(log.clone(), marker.clone(), place, &config.gateway);
                 tokio::spawn(appender.run(queue));
                 Queue { parcels, room: Arc::new(Semaphore::new(config.gateway.queue_traces)), waiting }
             })
@@ -77,31 +106,33 @@ impl Intake {
     }
 
     /// Takes in traces of one app and answers a verdict for each, in order.
-    pub async fn take_in(&self, traces: Vec<Trace>) -> Vec<Verdict> {
+    pub async fn take_in(&self, client_id: &str, traces: Vec<Admitted>) -> Vec<Verdict> {
         let now = self.clock.now();
         let mut verdicts = vec![Verdict::Unavailable; traces.len()];
-        let Some(client_id) = traces.first().map(|trace| trace.client_id.clone()) else { return verdicts };
-        let known = self.known(&traces, now).await;
-        let mut tally = Tally::default();
+        if traces.is_empty() {
+            return verdicts;
+        }
+        let known = self.known(client_id, &traces, now).await;
         let mut late = vec![false; traces.len()];
         let partitions = u32::try_from(self.queues.len()).unwrap_or(u32::MAX);
-        let mut by_partition: BTreeMap<u32, (Vec<usize>, Vec<AcceptedTrace>)> = BTreeMap::new();
+        let mut loads: Vec<Vec<Load>> = self.queues.iter().map(|_| Vec::new()).collect();
         for (i, trace) in traces.into_iter().enumerate() {
             if known.get(i).copied().unwrap_or(false) {
                 verdicts[i] = Verdict::Duplicate;
                 continue;
             }
-            let partition = partition_of(&[client_id.as_str(), &trace.user_sub], partitions);
-            let accepted = AcceptedTrace::new(trace, now);
-            late[i] = accepted.late;
-            let (indexes, group) = by_partition.entry(partition).or_default();
-            indexes.push(i);
-            group.push(accepted);
+            late[i] = trace.is_late(now);
+            let partition = partition_of_hash(trace.partition_hash, partitions);
+            let key = SeenKey::of(client_id, trace.event_id);
+            let taken = Taken { key, bytes: trace.bytes, received_at: now, late: late[i] };
+            if let Some(loads) = loads.get_mut(partition as usize) {
+                self.load(loads, i, taken);
+            }
         }
-        let mut waiting = Vec::with_capacity(by_partition.len());
-        for (partition, (indexes, group)) in by_partition {
-            for (indexes, group, bytes) in self.cut(indexes, group) {
-                if let Some(answer) = self.send(partition, group, bytes) {
+        let mut waiting = Vec::with_capacity(loads.len());
+        for (queue, loads) in self.queues.iter().zip(loads) {
+            for Load { indexes, traces, bytes } in loads {
+                if let Some(answer) = queue.send(traces, bytes) {
                     waiting.push((indexes, answer));
                 }
             }
@@ -112,6 +143,7 @@ impl Intake {
                 verdicts[i] = verdict;
             }
         }
+        let mut tally = Tally::default();
         for (verdict, late) in verdicts.iter().zip(late) {
             match verdict {
                 Verdict::Accepted => {
@@ -122,69 +154,45 @@ impl Intake {
                 Verdict::Unavailable => tally.unavailable += 1,
             }
         }
-        self.counts.add(client_id.as_str(), tally, now);
+        self.counts.add(client_id, tally, now);
         verdicts
     }
 
-    /// Cuts a group so that each part fits into an envelope.
-    fn cut(
-        &self,
-        indexes: Vec<usize>,
-        group: Vec<AcceptedTrace>,
-    ) -> Vec<(Vec<usize>, Vec<AcceptedTrace>, usize)> {
-        let mut parts = vec![(Vec::with_capacity(indexes.len()), Vec::with_capacity(group.len()), 0)];
-        for (i, trace) in indexes.into_iter().zip(group) {
-            let bytes = trace.trace.encoded_size();
-            if let Some(last) = parts.last()
-                && last.2 + bytes > self.max_envelope_bytes
-                && !last.1.is_empty()
-            {
-                parts.push((Vec::new(), Vec::new(), 0));
+    /// Adds a trace to the loads of its partition, each of which fits into an envelope.
+    fn load(&self, loads: &mut Vec<Load>, index: usize, taken: Taken) {
+        let bytes = taken.bytes.len() + ADDED_BYTES;
+        let load = match loads.pop() {
+            Some(load) if load.bytes + bytes <= self.max_envelope_bytes => load,
+            full => {
+                loads.extend(full);
+                Load::default()
             }
-            if let Some(last) = parts.last_mut() {
-                last.0.push(i);
-                last.1.push(trace);
-                last.2 += bytes;
-            }
-        }
-        parts
-    }
-
-    /// Puts traces into a partition's queue; `None` when it is full.
-    fn send(
-        &self,
-        partition: u32,
-        traces: Vec<AcceptedTrace>,
-        bytes: usize,
-    ) -> Option<oneshot::Receiver<Vec<Verdict>>> {
-        let queue = self.queues.get(partition as usize)?;
-        let wanted = u32::try_from(traces.len()).ok()?;
-        let Ok(room) = queue.room.clone().try_acquire_many_owned(wanted) else {
-            metrics::counter!("panopticon_gateway_queue_full_total").increment(u64::from(wanted));
-            return None;
         };
-        let (answer, verdicts) = oneshot::channel();
-        queue.waiting.increment(f64::from(wanted));
-        queue.parcels.send(Parcel { traces, bytes, room, answer }).ok()?;
-        Some(verdicts)
+        loads.push(load);
+        if let Some(load) = loads.last_mut() {
+            load.indexes.push(index);
+            load.traces.push(taken);
+            load.bytes += bytes;
+        }
     }
 
     /// Which of the traces that are older than the seen set's window are in the store already. Without an
     /// answer none is: the dedupe stage asks again, and waits.
-    async fn known(&self, traces: &[Trace], now: Time) -> Vec<bool> {
+    async fn known(&self, client_id: &str, traces: &[Admitted], now: Time) -> Vec<bool> {
         let Some(store) = &self.store else { return Vec::new() };
         let horizon = now.minus(self.seen_window);
-        let old: Vec<(usize, (ClientId, EventId))> = traces
+        let is_old = |trace: &&Admitted| trace.started_at < horizon;
+        if !traces.iter().any(|trace| is_old(&trace)) {
+            return Vec::new();
+        }
+        let Ok(app) = ClientId::new(client_id) else { return Vec::new() };
+        let mut known = vec![false; traces.len()];
+        let (indexes, ids): (Vec<usize>, Vec<(ClientId, EventId)>) = traces
             .iter()
             .enumerate()
-            .filter(|(_, trace)| trace.started_at < horizon)
-            .map(|(i, trace)| (i, (trace.client_id.clone(), trace.event_id)))
-            .collect();
-        let mut known = vec![false; if old.is_empty() { 0 } else { traces.len() }];
-        if old.is_empty() {
-            return known;
-        }
-        let (indexes, ids): (Vec<_>, Vec<_>) = old.into_iter().unzip();
+            .filter(|(_, trace)| is_old(trace))
+            .map(|(i, trace)| (i, (app.clone(), trace.event_id)))
+            .unzip();
         match tokio::time::timeout(KNOWN_TIMEOUT, store.known(&ids)).await {
             Ok(Ok(answers)) => {
                 for (i, answer) in indexes.into_iter().zip(answers) {

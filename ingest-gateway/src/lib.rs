@@ -12,6 +12,7 @@ pub mod error;
 pub mod grpc;
 pub mod http;
 pub mod intake;
+mod marker;
 mod signature;
 mod verdict;
 

@@ -20,6 +20,8 @@ pub mod control {
     tonic::include_proto!("panopticon.control.v1");
 }
 
+pub mod raw;
+
 /// Descriptors of every message and service, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 

@@ -12,16 +12,18 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use panopticon_core::{
     config::Config,
-    ids::{ClientId, EventId, LogId, Place, SeenKey},
+    ids::{ClientId, EventId, LogId, Place},
     log::{EventLog, Lease, Output, Record, Stored},
     seen::{Mark, Marked, Move, Progress, SeenSet},
     stage::{PartitionContext, Stage, StageError, Transform, decode_each, transform},
     store::TraceStore,
     time::SharedClock,
     topic::Topic,
-    trace::{AcceptedTrace, decode_envelope, encode_envelope},
+    trace::EnvelopeWriter,
 };
 use tracing::{info, warn};
+
+use crate::arrival::{Arrival, arrivals};
 
 /// The stage.
 pub struct Dedupe {
@@ -96,19 +98,21 @@ impl Transform for FirstOfEach {
     async fn process(&mut self, records: &[Stored], next: u64) -> Result<Vec<Output>, StageError> {
         let mut outputs = Vec::new();
         let context = (NAME, Topic::TracesRaw, self.partition, self.clock.now());
+        let decoded = decode_each(records, context, &mut outputs, |stored| {
+            let place =
+                Place { log_id: self.log_id, partition: self.partition, offset: stored.offset, index: 0 };
+            arrivals(stored.record.bytes(), Some(place))
+        });
         let (mut traces, mut moves) = (Vec::new(), Vec::new());
-        for (stored, envelope) in decode_each(records, context, &mut outputs, decode_envelope) {
-            for (index, mut accepted) in (0..).zip(envelope) {
-                let (log_id, partition, offset) = (self.log_id, self.partition, stored.offset);
-                let place = Place { log_id, partition, offset, index };
-                accepted.place = Some(place);
-                moves.extend(stored.record.replay.as_ref().map(|replay| Move {
-                    key: key_of(&accepted),
-                    from: Place { offset: replay.first_offset, ..place },
-                    to: place,
+        for (stored, arrivals) in decoded {
+            if let Some(replay) = &stored.record.replay {
+                moves.extend(arrivals.iter().map(|arrival| Move {
+                    key: arrival.key,
+                    from: Place { offset: replay.first_offset, ..arrival.place },
+                    to: arrival.place,
                 }));
-                traces.push(accepted);
             }
+            traces.extend(arrivals);
         }
         let progress = Progress { partition: self.partition, from: self.position, to: next };
         let came = traces.len();
@@ -123,13 +127,13 @@ impl Transform for FirstOfEach {
 
 impl FirstOfEach {
     /// The traces whose own place is the one that came first, after `moves`.
-    async fn first_of_each(
+    async fn first_of_each<'a>(
         &self,
-        traces: Vec<AcceptedTrace>,
+        traces: Vec<Arrival<'a>>,
         moves: &[Move],
         progress: Progress,
-    ) -> Result<Vec<AcceptedTrace>, StageError> {
-        let marks: Vec<Mark> = traces.iter().filter_map(mark_of).collect();
+    ) -> Result<Vec<Arrival<'a>>, StageError> {
+        let marks: Vec<Mark> = traces.iter().map(Arrival::mark).collect();
         let first = match self.move_and_mark(moves, &marks, progress).await? {
             Marked::First(first) => first,
             Marked::Lost => {
@@ -148,8 +152,8 @@ impl FirstOfEach {
         Ok(traces
             .into_iter()
             .zip(first)
-            .filter(|(trace, first)| trace.place == Some(*first))
-            .map(|(t, _)| t)
+            .filter(|(trace, first)| trace.place == *first)
+            .map(|(trace, _)| trace)
             .collect())
     }
 
@@ -179,9 +183,8 @@ impl FirstOfEach {
             at = last.offset + 1;
             let mut marks = Vec::new();
             for stored in records.iter().filter(|stored| stored.appended_at >= horizon) {
-                marks.extend(
-                    decode_envelope(stored.record.bytes()).unwrap_or_default().iter().filter_map(mark_of),
-                );
+                let kept = arrivals(stored.record.bytes(), None).unwrap_or_default();
+                marks.extend(kept.iter().map(Arrival::mark));
             }
             restored += marks.len();
             if !marks.is_empty() {
@@ -195,17 +198,13 @@ impl FirstOfEach {
     }
 
     /// Leaves out traces older than the window that the store already has.
-    async fn unknown_to_the_store(
+    async fn unknown_to_the_store<'a>(
         &self,
-        traces: Vec<AcceptedTrace>,
-    ) -> Result<Vec<AcceptedTrace>, StageError> {
-        let is_old =
-            |accepted: &AcceptedTrace| accepted.trace.started_at < accepted.received_at.minus(self.window);
-        let old: Vec<(ClientId, EventId)> = traces
-            .iter()
-            .filter(|t| is_old(t))
-            .map(|t| (t.trace.client_id.clone(), t.trace.event_id))
-            .collect();
+        traces: Vec<Arrival<'a>>,
+    ) -> Result<Vec<Arrival<'a>>, StageError> {
+        let is_old = |trace: &Arrival<'_>| trace.started_at < trace.received_at.minus(self.window);
+        let old: Vec<(ClientId, EventId)> =
+            traces.iter().filter(|trace| is_old(trace)).filter_map(Arrival::identity).collect();
         if old.is_empty() {
             return Ok(traces);
         }
@@ -214,32 +213,24 @@ impl FirstOfEach {
     }
 
     /// Packs traces, in their order, into envelopes for `traces`.
-    fn envelopes(&self, traces: Vec<AcceptedTrace>) -> Vec<Output> {
+    fn envelopes(&self, traces: Vec<Arrival<'_>>) -> Vec<Output> {
         let mut outputs = Vec::new();
         let mut rest = traces.into_iter().peekable();
         while rest.peek().is_some() {
-            let (mut bytes, mut envelope) = (0, Vec::new());
-            let fits = |bytes: usize, t: &AcceptedTrace| {
-                bytes == 0 || bytes + t.trace.encoded_size() <= self.max_envelope_bytes
+            let (mut bytes, mut envelope) = (0, EnvelopeWriter::with_capacity(self.max_envelope_bytes / 8));
+            let fits = |bytes: usize, trace: &Arrival<'_>| {
+                bytes == 0 || bytes + trace.encoded_size() <= self.max_envelope_bytes
             };
-            while let Some(next) = rest.next_if(|t| fits(bytes, t)) {
-                bytes += next.trace.encoded_size();
-                envelope.push(next);
+            while let Some(next) = rest.next_if(|trace| fits(bytes, trace)) {
+                bytes += next.encoded_size();
+                envelope.keep(&next.bytes, next.place);
             }
             outputs.push(Output {
                 topic: Topic::Traces,
                 partition: self.partition,
-                record: Record::message(encode_envelope(envelope)),
+                record: Record::message(envelope.finish()),
             });
         }
         outputs
     }
-}
-
-fn key_of(accepted: &AcceptedTrace) -> SeenKey {
-    SeenKey::of(accepted.trace.client_id.as_str(), accepted.trace.event_id)
-}
-
-fn mark_of(accepted: &AcceptedTrace) -> Option<Mark> {
-    accepted.place.map(|place| Mark { key: key_of(accepted), place })
 }

@@ -1,6 +1,7 @@
 //! The two stages between the raw log and the trace store: [`Dedupe`] keeps the first of each trace,
 //! [`Store`] puts rows into the trace store exactly once.
 
+mod arrival;
 mod batch;
 mod dedupe;
 mod store;

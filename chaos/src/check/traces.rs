@@ -135,8 +135,8 @@ fn places(brokers: &str, topic: &str) -> anyhow::Result<HashMap<(String, Uuid), 
     for record in topics::read(brokers, topic)? {
         // A poison record is no envelope.
         let Ok(envelope) = Envelope::decode(&record.payload[..]) else { continue };
-        for (index, trace) in envelope.traces.into_iter().enumerate() {
-            let Ok(id) = Uuid::from_slice(&trace.event_id) else { continue };
+        for (index, trace) in envelope.taken.into_iter().enumerate() {
+            let Ok(id) = Uuid::parse_str(&trace.event_id) else { continue };
             let place = format!("{}/{}/{index}", record.partition, record.offset);
             places.entry((trace.client_id, id)).or_default().push(place);
         }

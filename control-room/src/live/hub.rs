@@ -7,11 +7,9 @@ use futures::StreamExt as _;
 use panopticon_core::{
     health::PartHealth,
     log::{EventLog, LogError, Stored, TailFrom},
-    proto::log::Envelope,
     topic::Topic,
-    trace::AcceptedTrace,
+    trace::{TakenRef, WireError, entries},
 };
-use prost::Message as _;
 use tracing::{debug, warn};
 
 use super::{Position, Shared, queue::Queue, trace_frame};
@@ -89,23 +87,23 @@ pub(super) fn each_frame(
     if stored.record.replay.is_some() {
         return;
     }
-    let envelope = match Envelope::decode(stored.record.bytes()) {
-        Ok(envelope) => envelope,
+    let traces = match entries(stored.record.bytes()) {
+        Ok(traces) => traces,
         Err(error) => return undecodable(partition, stored, &error),
     };
-    for (index, trace) in (0_u64..).zip(envelope.traces) {
-        if index < skip || !watched(&trace.client_id) {
-            continue;
-        }
-        let client_id = trace.client_id.clone();
-        match AcceptedTrace::try_from(trace) {
-            Ok(trace) => {
-                let id = at.within(partition, stored.offset, index + 1).encode();
-                // Numbers, strings and a flat map of strings: this cannot fail.
-                let json = serde_json::to_string(&trace).unwrap_or_default();
-                give(&client_id, trace_frame(&id, &json));
+    for (index, bytes) in (0_u64..).zip(&traces).skip_while(|(index, _)| *index < skip) {
+        let frame = TakenRef::read(bytes).map_err(WireError::from).and_then(|taken| {
+            if !watched(taken.trace.client_id) {
+                return Ok(());
             }
-            Err(error) => undecodable(partition, stored, &error),
+            let id = at.within(partition, stored.offset, index + 1).encode();
+            // Numbers, strings and a flat map of strings: this cannot fail.
+            let json = serde_json::to_string(&taken.to_owned()?).unwrap_or_default();
+            give(taken.trace.client_id, trace_frame(&id, &json));
+            Ok(())
+        });
+        if let Err(error) = frame {
+            undecodable(partition, stored, &error);
         }
     }
 }

@@ -262,7 +262,9 @@ impl<R: Rule> Transform for Memory<R> {
         let now = self.clock.now();
         let mut dead = Vec::new();
         let decoded =
-            decode_each(records, (self.stage, self.input, self.partition, now), &mut dead, R::decode);
+            decode_each(records, (self.stage, self.input, self.partition, now), &mut dead, |stored| {
+                R::decode(stored.record.bytes())
+            });
         let mut findings = Findings::default();
         for (stored, events) in decoded {
             for event in events {
@@ -274,6 +276,11 @@ impl<R: Rule> Transform for Memory<R> {
         self.unwritten = true;
         dead.extend(self.outputs(findings, now));
         Ok(dead)
+    }
+
+    fn is_urgent(&self, output: &Output) -> bool {
+        // Copies and counts feed slower rules, and states are read after a crash.
+        matches!(output.topic, Topic::Detections | Topic::DeadLetters)
     }
 
     async fn idle(&mut self, now: Time) -> Result<Vec<Output>, StageError> {

@@ -19,25 +19,47 @@ pub trait Transform: Send {
     /// What follows from these records, which end before offset `next`.
     async fn process(&mut self, records: &[Stored], next: u64) -> Result<Vec<Output>, StageError>;
 
+    /// Whether somebody waits for this output. What nobody waits for may be held back for
+    /// `stages.commit_ms`.
+    fn is_urgent(&self, _output: &Output) -> bool {
+        true
+    }
+
     /// What follows from the time alone; called about twice a second while no records come.
     async fn idle(&mut self, _now: Time) -> Result<Vec<Output>, StageError> {
         Ok(Vec::new())
     }
 }
 
-/// Work that is done but not yet committed: there was nothing to write.
+/// Work that is done but not yet committed: there was nothing to write, or nothing that anybody waits for.
 struct Uncommitted {
-    next: u64,
+    commit: Commit,
     records: usize,
+    /// Of the outputs.
+    bytes: usize,
     since: Instant,
+}
+
+impl Uncommitted {
+    fn begin() -> Self {
+        Self { commit: Commit::default(), records: 0, bytes: 0, since: Instant::now() }
+    }
+
+    fn add(&mut self, records: usize, next: Option<u64>, outputs: Vec<Output>) {
+        self.records += records;
+        self.commit.next = next.or(self.commit.next);
+        self.bytes += outputs.iter().map(|output| output.record.size()).sum::<usize>();
+        self.commit.outputs.extend(outputs);
+    }
 }
 
 /// Runs a transform on a lease until it is revoked.
 ///
 /// A commit costs the log the same for one record as for hundreds. So two commits lie at least
-/// `stages.pace_ms` apart, and what comes meanwhile goes into the second; and a position without outputs is
-/// held back for up to `stages.commit_ms`. After a crash such records are looked at once more, with the same
-/// result.
+/// `stages.pace_ms` apart, or twice as long as the first took: the busier the log, the more goes into a
+/// commit. What comes meanwhile goes into the second; and a position without outputs that
+/// are urgent is held back for up to `stages.commit_ms`. After a crash such records are looked at once more,
+/// with the same result.
 pub async fn transform<T: Transform>(
     lease: &mut dyn Lease,
     context: &PartitionContext,
@@ -62,22 +84,23 @@ pub async fn transform<T: Transform>(
             Some(next) => transform.process(&records, next).await?,
             None => transform.idle(context.runtime.clock.now()).await?,
         };
-        if let Some(next) = next {
-            let done = uncommitted.get_or_insert(Uncommitted { next, records: 0, since: Instant::now() });
-            (done.next, done.records) = (next, done.records + taken);
+        let urgent = outputs.iter().any(|output| transform.is_urgent(output));
+        if next.is_some() || !outputs.is_empty() {
+            uncommitted.get_or_insert_with(Uncommitted::begin).add(taken, next, outputs);
         }
-        let due = uncommitted.as_ref().is_some_and(|done| done.since.elapsed() >= hold);
-        if due || !outputs.is_empty() {
-            paced_until = Instant::now() + pace;
-            let next = uncommitted.as_ref().map(|done| done.next);
-            lease.commit(Commit { outputs, next, metadata: String::new() }).await?;
-            context.finished(uncommitted.take().map_or(0, |done| done.records));
+        let is_due = |done: &mut Uncommitted| {
+            urgent || done.bytes >= limits.batch_bytes || done.since.elapsed() >= hold
+        };
+        if let Some(done) = uncommitted.take_if(is_due) {
+            let began = Instant::now();
+            lease.commit(done.commit).await?;
+            context.finished(done.records);
+            paced_until = began + pace.max(began.elapsed() * 2);
         }
     }
     // Whoever comes next need not look at these again; should this fail, it does.
     if let Some(done) = uncommitted {
-        let commit = Commit { next: Some(done.next), ..Commit::default() };
-        match lease.commit(commit).await {
+        match lease.commit(done.commit).await {
             Ok(()) => context.finished(done.records),
             Err(error) => debug!(stage = context.stage, %error, "the last position was not committed"),
         }
@@ -124,12 +147,12 @@ pub fn decode_each<'a, T, E: std::fmt::Display>(
     records: &'a [Stored],
     context: (&'static str, crate::topic::Topic, u32, Time),
     outputs: &mut Vec<Output>,
-    decode: impl Fn(&[u8]) -> Result<T, E>,
+    decode: impl Fn(&'a Stored) -> Result<T, E>,
 ) -> Vec<(&'a Stored, T)> {
     let (stage, topic, partition, now) = context;
     let mut decoded = Vec::with_capacity(records.len());
     for stored in records {
-        match decode(stored.record.bytes()) {
+        match decode(stored) {
             Ok(message) => decoded.push((stored, message)),
             Err(error) => {
                 outputs.push(dead_letter(stage, topic, partition, stored, &error.to_string(), now));

@@ -1,13 +1,19 @@
 //! gRPC ingestion: `panopticon.v1.TraceService`, with health and reflection.
 
 use futures::StreamExt as _;
-use panopticon_proto::v1::{
-    IngestBatchRequest, IngestRequest, Outcome, SignedBatch, TraceResult,
-    trace_service_client::TraceServiceClient,
+use panopticon_proto::{
+    log::{Place, TakenTrace},
+    raw,
+    v1::{
+        IngestBatchRequest, IngestBatchResponse, IngestRequest, Outcome, SignedBatch, TraceResult,
+        trace_service_client::TraceServiceClient,
+    },
 };
+use prost::Message as _;
 use serde_json::{Value, json};
 use tonic::{Code, codec::CompressionEncoding};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_prost::ProstCodec;
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
@@ -21,6 +27,8 @@ on_both_engines!(
     a_trace_is_accepted_and_sent_again_a_duplicate,
     grpc_and_http_know_each_others_traces,
     a_batch_has_a_result_for_each_trace_in_order,
+    a_trace_that_is_no_protobuf_hurts_no_neighbour,
+    what_is_no_field_of_a_trace_does_not_travel_on,
     a_stream_answers_each_batch_in_order,
     a_stream_ends_when_its_pak_does,
     compressed_messages_are_read,
@@ -107,6 +115,44 @@ async fn a_batch_has_a_result_for_each_trace_in_order(s: &System) {
     assert!(!answer.results[2].error_description.is_empty());
     let empty = app.grpc().await.ingest_batch(app.ask(batch(&[]))).await.unwrap().into_inner();
     assert!(empty.results.is_empty());
+}
+
+/// Sends serialized traces as they are.
+async fn send_bytes(app: &App, traces: Vec<Vec<u8>>) -> Vec<TraceResult> {
+    let batch = raw::IngestBatchRequest { traces: traces.into_iter().map(Into::into).collect() };
+    let channel = app.channel().await;
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.unwrap();
+    let path = http::uri::PathAndQuery::from_static("/panopticon.v1.TraceService/IngestBatch");
+    let codec: ProstCodec<_, IngestBatchResponse> = ProstCodec::default();
+    client.unary(app.ask(batch), path, codec).await.unwrap().into_inner().results
+}
+
+async fn a_trace_that_is_no_protobuf_hurts_no_neighbour(s: &System) {
+    let app = s.app().await;
+    let good = proto_trace(&app.trace()).encode_to_vec();
+    let mut no_text = proto_trace(&app.trace()).encode_to_vec();
+    let tool = no_text.windows(2).rposition(|pair| pair[0] == 4 << 3 | 2).unwrap();
+    no_text[tool + 2] = 0xff;
+    let cut_off = good[..good.len() - 1].to_vec();
+    let results = send_bytes(&app, vec![cut_off, good, no_text]).await;
+    assert_eq!(outcomes(&results), [Outcome::Rejected, Outcome::Accepted, Outcome::Rejected]);
+    assert_eq!((results[0].field.as_str(), results[2].field.as_str()), ("", "tool"));
+    assert_eq!(s.timeline(&app, 1).await.len(), 1);
+}
+
+async fn what_is_no_field_of_a_trace_does_not_travel_on(s: &System) {
+    let app = s.app().await;
+    let trace = app.trace();
+    let mut bytes = proto_trace(&trace).encode_to_vec();
+    // What the gateway itself would add: received long ago, late, at a place of its own.
+    let forged =
+        TakenTrace { received_at: 1, late: true, place: Some(Place::default()), ..TakenTrace::default() };
+    bytes.extend(forged.encode_to_vec());
+    assert_eq!(outcomes(&send_bytes(&app, vec![bytes]).await), [Outcome::Accepted]);
+    let stored = s.timeline(&app, 1).await.remove(0);
+    assert!(stored["received_at"].as_str().unwrap() >= "2020", "{stored}");
+    assert_eq!((&stored["event_id"], &stored["late"]), (&trace["event_id"], &json!(false)));
 }
 
 async fn a_stream_answers_each_batch_in_order(s: &System) {

@@ -1,12 +1,16 @@
 //! A trace: one call of one tool by an agent, checked.
 
+mod wire;
+
 use std::{collections::BTreeMap, fmt};
 
-use panopticon_proto::log as wire;
-use prost::Message as _;
+use panopticon_proto::log;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use self::wire::{
+    EnvelopeWriter, Facts, Malformed, Moment, TakenRef, TraceRef, decode_envelope, encode_envelope, entries,
+};
 use crate::{
     ids::{ClientId, EventId, Place},
     time::Time,
@@ -39,12 +43,18 @@ impl Status {
         [Self::Ok, Self::Error, Self::Denied].into_iter().find(|status| status.as_str() == text)
     }
 
-    const fn code(self) -> u32 {
+    /// Its number in protobuf.
+    pub(crate) const fn code(self) -> u32 {
         match self {
             Self::Ok => 1,
             Self::Error => 2,
             Self::Denied => 3,
         }
+    }
+
+    /// The status of that number.
+    pub(crate) fn of_code(code: u32) -> Option<Self> {
+        [Self::Ok, Self::Error, Self::Denied].into_iter().find(|status| status.code() == code)
     }
 }
 
@@ -122,20 +132,6 @@ impl Trace {
     pub fn is_denied(&self) -> bool {
         is_denied(self.status, &self.error_code)
     }
-
-    /// About how many bytes it takes in an envelope: its texts and an allowance for the rest.
-    pub fn encoded_size(&self) -> usize {
-        const FIXED: usize = 96;
-        const PER_ATTRIBUTE: usize = 8;
-        let attributes: usize = self.attributes.iter().map(|(k, v)| k.len() + v.len() + PER_ATTRIBUTE).sum();
-        let texts =
-            [&self.user_sub, &self.tool, &self.scope_used, &self.session_id, &self.agent, &self.source_ip];
-        FIXED
-            + self.client_id.as_str().len()
-            + texts.iter().map(|text| text.len()).sum::<usize>()
-            + self.error_code.len()
-            + attributes
-    }
 }
 
 /// Whether `status` with `error_code` counts as denied; see [`DENIED_ERROR_CODES`].
@@ -149,6 +145,12 @@ pub fn is_denied(status: Status, error_code: &str) -> bool {
 
 /// How long after its end a trace may arrive and still raise an alarm, in microseconds.
 pub const LATE_AFTER_US: i64 = 60_000_000;
+
+/// Whether a call that began at `started_at` arrives, at `received_at`, too late to raise an alarm.
+pub fn is_late(started_at: Time, duration_ms: u32, received_at: Time) -> bool {
+    let ended_at = started_at.micros() + i64::from(duration_ms) * 1_000;
+    received_at.micros() - ended_at > LATE_AFTER_US
+}
 
 /// A trace that the gateway has taken in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,10 +168,9 @@ pub struct AcceptedTrace {
 }
 
 impl AcceptedTrace {
-    /// Takes in `trace` at `received_at`, deciding here once whether it is late.
+    /// Takes in `trace` at `received_at`.
     pub fn new(trace: Trace, received_at: Time) -> Self {
-        let ended_at = trace.started_at.micros() + i64::from(trace.duration_ms) * 1_000;
-        let late = received_at.micros() - ended_at > LATE_AFTER_US;
+        let late = is_late(trace.started_at, trace.duration_ms, received_at);
         Self { trace, received_at, late, place: None }
     }
 
@@ -185,74 +186,38 @@ pub enum WireError {
     /// Not protobuf of the expected shape.
     #[error("cannot be decoded: {0}")]
     Decode(#[from] prost::DecodeError),
+    /// Not a trace in protobuf.
+    #[error("cannot be decoded: {0}")]
+    Malformed(#[from] Malformed),
     /// Decoded, but a field holds what it must not.
     #[error("field `{0}` holds an impossible value")]
     Field(&'static str),
 }
 
-impl From<AcceptedTrace> for wire::AcceptedTrace {
-    fn from(accepted: AcceptedTrace) -> Self {
-        let AcceptedTrace { trace, received_at, late, place } = accepted;
-        Self {
-            event_id: bytes::Bytes::copy_from_slice(trace.event_id.0.as_bytes()),
-            client_id: trace.client_id.into(),
-            user_sub: trace.user_sub,
-            tool: trace.tool,
-            scope_used: trace.scope_used,
-            status: trace.status.code(),
-            started_at: trace.started_at.micros(),
-            duration_ms: trace.duration_ms,
-            session_id: trace.session_id,
-            agent: trace.agent,
-            source_ip: trace.source_ip,
-            error_code: trace.error_code,
-            attributes: trace.attributes.into_iter().collect(),
-            received_at: received_at.micros(),
-            late,
-            place: place.map(Into::into),
-        }
-    }
-}
-
-impl TryFrom<wire::AcceptedTrace> for AcceptedTrace {
+impl TryFrom<log::AcceptedTrace> for AcceptedTrace {
     type Error = WireError;
-    fn try_from(wire: wire::AcceptedTrace) -> Result<Self, Self::Error> {
+    fn try_from(older: log::AcceptedTrace) -> Result<Self, Self::Error> {
         Ok(Self {
             trace: Trace {
                 event_id: EventId(
-                    Uuid::from_slice(&wire.event_id).map_err(|_| WireError::Field("event_id"))?,
+                    Uuid::from_slice(&older.event_id).map_err(|_| WireError::Field("event_id"))?,
                 ),
-                client_id: ClientId::new(&wire.client_id).map_err(|_| WireError::Field("client_id"))?,
-                user_sub: wire.user_sub,
-                tool: wire.tool,
-                scope_used: wire.scope_used,
-                status: match wire.status {
-                    1 => Status::Ok,
-                    2 => Status::Error,
-                    3 => Status::Denied,
-                    _ => return Err(WireError::Field("status")),
-                },
-                started_at: Time::from_micros(wire.started_at),
-                duration_ms: wire.duration_ms,
-                session_id: wire.session_id,
-                agent: wire.agent,
-                source_ip: wire.source_ip,
-                error_code: wire.error_code,
-                attributes: wire.attributes.into_iter().collect(),
+                client_id: ClientId::new(&older.client_id).map_err(|_| WireError::Field("client_id"))?,
+                user_sub: older.user_sub,
+                tool: older.tool,
+                scope_used: older.scope_used,
+                status: Status::of_code(older.status).ok_or(WireError::Field("status"))?,
+                started_at: Time::from_micros(older.started_at),
+                duration_ms: older.duration_ms,
+                session_id: older.session_id,
+                agent: older.agent,
+                source_ip: older.source_ip,
+                error_code: older.error_code,
+                attributes: older.attributes.into_iter().collect(),
             },
-            received_at: Time::from_micros(wire.received_at),
-            late: wire.late,
-            place: wire.place.map(Into::into),
+            received_at: Time::from_micros(older.received_at),
+            late: older.late,
+            place: older.place.map(Into::into),
         })
     }
-}
-
-/// Encodes an envelope: the value of one record of `traces.raw` or `traces`.
-pub fn encode_envelope(traces: impl IntoIterator<Item = AcceptedTrace>) -> bytes::Bytes {
-    wire::Envelope { traces: traces.into_iter().map(Into::into).collect() }.encode_to_vec().into()
-}
-
-/// Decodes what [`encode_envelope`] wrote.
-pub fn decode_envelope(bytes: &[u8]) -> Result<Vec<AcceptedTrace>, WireError> {
-    wire::Envelope::decode(bytes)?.traces.into_iter().map(TryInto::try_into).collect()
 }

@@ -1,0 +1,87 @@
+//! Marks what the log has taken, for all partitions together: what is appended while one call of the seen set
+//! is under way goes into the next.
+
+use std::{sync::Arc, time::Duration};
+
+use panopticon_core::{
+    ids::{Place, SeenKey},
+    seen::{Mark, Marked, SeenSet},
+};
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use crate::{
+    appender::{Parcel, answer},
+    verdict::Verdict,
+};
+
+/// More marks than this wait for the next call: as many as the seen set takes at once.
+const MAX_MARKS: usize = 20_000;
+
+/// An envelope that is in the log.
+pub(crate) struct Appended {
+    /// Of its first trace.
+    pub place: Place,
+    /// Its traces, in order.
+    pub keys: Vec<SeenKey>,
+    /// Whose traces they are.
+    pub parcels: Vec<Parcel>,
+}
+
+impl Appended {
+    fn marks(&self) -> impl Iterator<Item = Mark> {
+        (0..).zip(&self.keys).map(|(index, key)| Mark { key: *key, place: Place { index, ..self.place } })
+    }
+}
+
+/// Takes what is to be marked.
+#[derive(Clone)]
+pub(crate) struct Marker(mpsc::UnboundedSender<Appended>);
+
+impl Marker {
+    /// Starts the task that marks; it ends with the last of its marker's copies.
+    pub(crate) fn start(seen: Arc<dyn SeenSet>, timeout: Duration) -> Self {
+        let (marker, queue) = mpsc::unbounded_channel();
+        tokio::spawn(run(seen, timeout, queue));
+        Self(marker)
+    }
+
+    /// Marks the traces of an envelope and answers those who wait. The queue is bounded by the rooms of the
+    /// partitions' queues, which the parcels keep until then.
+    pub(crate) fn mark(&self, appended: Appended) {
+        // The task ends after its senders only.
+        let _ = self.0.send(appended);
+    }
+}
+
+async fn run(seen: Arc<dyn SeenSet>, timeout: Duration, mut queue: mpsc::UnboundedReceiver<Appended>) {
+    while let Some(first) = queue.recv().await {
+        let mut marks: Vec<Mark> = first.marks().collect();
+        let mut envelopes = vec![first];
+        while marks.len() < MAX_MARKS
+            && let Ok(next) = queue.try_recv()
+        {
+            marks.extend(next.marks());
+            envelopes.push(next);
+        }
+        let places: Vec<Place> = marks.iter().map(|mark| mark.place).collect();
+        let parcels = envelopes.into_iter().flat_map(|envelope| envelope.parcels).collect();
+        match tokio::time::timeout(timeout, seen.mark(marks, None)).await {
+            Ok(Ok(Marked::First(first))) => {
+                let is_own = places.iter().zip(&first).map(|(own, first)| own == first);
+                // What had another place before is a duplicate.
+                answer(parcels, is_own.map(|own| if own { Verdict::Accepted } else { Verdict::Duplicate }));
+            }
+            unmarked => {
+                // The traces are in the log, and the dedupe stage marks them: only the word is lost.
+                metrics::counter!("panopticon_gateway_unmarked_total").increment(places.len() as u64);
+                match unmarked {
+                    Ok(Err(error)) => warn!(%error, "answering without the seen set"),
+                    Err(_) => warn!("the seen set did not answer in time; answering without it"),
+                    Ok(Ok(_)) => {}
+                }
+                answer(parcels, std::iter::repeat(Verdict::Accepted));
+            }
+        }
+    }
+}
