@@ -1,4 +1,4 @@
-//! One process on one file.
+//! One process on one file: ingestion, memory, and a restart on what was stored.
 
 use std::{
     path::Path,
@@ -6,90 +6,74 @@ use std::{
 };
 
 use crate::{
-    bare, load,
-    report::{Figure, Report},
-    server::{CLIENT_ID, Server, TOKEN},
+    bare,
+    load::{self, Shape},
+    report::{Report, Row},
+    room::Room,
+    server::Server,
+    system::embedded_environment,
 };
 
-const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(120);
+const SINGLE: Shape = Shape::Http(64);
+const BATCHES: Shape = Shape::Batches(500, 4);
 
-/// Measures ingestion, the stages behind it, memory, and a restart on what was stored.
-pub async fn measure(bin: &Path, span: Duration) -> anyhow::Result<Report> {
-    let mut report = Report::default();
+/// Measures it.
+pub async fn measure(report: &mut Report, bin: &Path, span: Duration, repeat: usize) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let environment = [("PANOPTICON_DATA_DIR", folder.path().display().to_string())];
+    let environment = embedded_environment(folder.path());
     let program = bin.join("panopticon");
     let server = Server::start(&program, &["serve"], &environment).await?;
+    let room = Room::at(server.address)?;
+    let mut accepted = 0;
 
     let bare_axum = bare::axum_handler().await?;
-    let bare_http = load::http(bare_axum, "/panopticon/trace", 64, span.min(Duration::from_secs(5))).await?;
-    let cpu = server.cpu_seconds();
-    let http = load::http(server.address, "/panopticon/trace", 64, span).await?;
-    caught_up(&server, http.accepted).await?;
-    report.add(Figure {
-        what: "single HTTP traces, 64 connections, answered after fsync".to_owned(),
-        per_second: http.per_second(),
-        cpu_s_per_million: (server.cpu_seconds() - cpu) * 1e6 / http.accepted as f64,
-        peak_mib: server.peak_mib(),
-        bare_per_second: Some(bare_http.per_second()),
-        note: "bare: an axum handler that answers at once".to_owned(),
-    });
+    let (mut pairs, mut cpu) = (Vec::new(), Vec::new());
+    for _ in 0..repeat {
+        let bare = load::run(bare_axum, SINGLE, span).await?;
+        let before = server.process.cpu_seconds();
+        let http = load::run(server.address, SINGLE, span).await?;
+        accepted += http.accepted;
+        room.caught_up(accepted).await?;
+        pairs.push((http.per_second(), bare.per_second()));
+        cpu.push(http.per_million(server.process.cpu_seconds() - before));
+    }
+    report.add(
+        Row::pairs("embedded: single HTTP traces, 64 connections", "axum handler", "traces/s", &pairs)
+            .cpu(vec![("all stages".to_owned(), crate::samples::Spread::of(cpu).median)])
+            .peak(server.process.peak_mib())
+            .note("answered after fsync"),
+    );
 
-    let bare_rows = bare::sqlite_rows(Duration::from_secs(3))?;
-    let cpu = server.cpu_seconds();
-    let grpc = load::grpc(server.address, 500, 4, span).await?;
-    let behind = Instant::now();
-    caught_up(&server, http.accepted + grpc.accepted).await?;
-    report.add(Figure {
-        what: "gRPC IngestBatch of 500, answered after fsync".to_owned(),
-        per_second: grpc.per_second(),
-        cpu_s_per_million: (server.cpu_seconds() - cpu) * 1e6 / grpc.accepted as f64,
-        peak_mib: server.peak_mib(),
-        bare_per_second: Some(bare_rows),
-        note: format!(
-            "all rows stored {:.1} s after the last answer; bare: one synced insert of 200 bytes a row",
-            behind.elapsed().as_secs_f64()
-        ),
-    });
+    let (mut pairs, mut cpu, mut behind) = (Vec::new(), Vec::new(), Duration::ZERO);
+    for _ in 0..repeat {
+        let bare = bare::sqlite_rows(span.min(Duration::from_secs(3)))?;
+        let before = server.process.cpu_seconds();
+        let grpc = load::run(server.address, BATCHES, span).await?;
+        let answered = Instant::now();
+        accepted += grpc.accepted;
+        room.caught_up(accepted).await?;
+        behind = behind.max(answered.elapsed());
+        pairs.push((grpc.per_second(), bare));
+        cpu.push(grpc.per_million(server.process.cpu_seconds() - before));
+    }
+    report.add(
+        Row::pairs("embedded: gRPC IngestBatch of 500", "synced inserts of 200 bytes", "traces/s", &pairs)
+            .cpu(vec![("all stages".to_owned(), crate::samples::Spread::of(cpu).median)])
+            .peak(server.process.peak_mib())
+            .note(format!("all stored at most {:.1} s after the last answer", behind.as_secs_f64())),
+    );
 
-    let (stored, resident) = (http.accepted + grpc.accepted, server.resident_mib());
+    let resident = server.process.resident_mib();
     server.stop().await?;
     let server = Server::start(&program, &["serve"], &environment).await?;
-    report.add(Figure {
-        what: format!("restart on {stored} stored traces"),
-        per_second: 0.0,
-        cpu_s_per_million: 0.0,
-        peak_mib: server.peak_mib(),
-        bare_per_second: None,
-        note: format!(
-            "ready after {:.2} s; {resident:.0} MiB resident before",
-            server.started_in.as_secs_f64()
-        ),
-    });
-    server.stop().await?;
-    Ok(report)
-}
-
-/// Waits until the usage figures count as many traces as were accepted.
-pub async fn caught_up(server: &Server, accepted: u64) -> anyhow::Result<()> {
-    let client = reqwest::Client::builder().no_proxy().build()?;
-    let url = format!("http://{}/api/v1/panopticon/apps/{CLIENT_ID}/usage", server.address);
-    let began = Instant::now();
-    loop {
-        let answer: serde_json::Value =
-            client.get(&url).bearer_auth(TOKEN).send().await?.error_for_status()?.json().await?;
-        let stored: u64 = answer["items"]
-            .as_array()
-            .map(|days| days.iter().filter_map(|day| day["traces"].as_u64()).sum())
-            .unwrap_or_default();
-        anyhow::ensure!(stored <= accepted, "{stored} stored but only {accepted} accepted");
-        if stored == accepted {
-            return Ok(());
-        }
-        anyhow::ensure!(
-            began.elapsed() < CATCH_UP_TIMEOUT,
-            "{stored} of {accepted} stored after {CATCH_UP_TIMEOUT:?}"
-        );
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    report.add(
+        Row::alone(
+            format!("embedded: restart on {accepted} stored traces"),
+            "s",
+            [server.started_in.as_secs_f64()],
+        )
+        .peak(server.process.peak_mib())
+        .note(format!("{resident:.0} MiB resident before")),
+    );
+    server.stop().await
 }

@@ -1,4 +1,4 @@
-//! Load: gRPC batches and single HTTP traces, as fast as they are answered.
+//! Load in a closed loop: each connection or slot sends again as soon as it was answered.
 
 use std::{
     net::SocketAddr,
@@ -15,25 +15,26 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use panopticon_proto::v1::{
-    IngestBatchRequest, Outcome, Status, Trace, trace_service_client::TraceServiceClient,
+    IngestBatchRequest, IngestRequest, Outcome, trace_service_client::TraceServiceClient,
 };
 use tokio::task::JoinSet;
-use tonic::metadata::MetadataValue;
-use uuid::Uuid;
+use tonic::transport::Channel;
 
-use crate::server::{CLIENT_ID, PAK};
+use crate::{server::PAK, traces};
 
-const USERS: u64 = 500;
-const TOOLS: [&str; 8] = [
-    "calendar.read",
-    "calendar.write",
-    "mail.search",
-    "mail.send",
-    "files.read",
-    "files.write",
-    "crm.lookup",
-    "web.search",
-];
+/// Connections that single gRPC traces share.
+const SHARED_CONNECTIONS: usize = 4;
+
+/// How traces are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// gRPC `IngestBatch` of so many, on so many connections.
+    Batches(usize, usize),
+    /// gRPC `Ingest`, so many in flight on few connections.
+    Single(usize),
+    /// `POST /panopticon/trace` on so many keep-alive connections.
+    Http(usize),
+}
 
 /// What a load achieved.
 #[derive(Debug, Clone, Copy)]
@@ -49,100 +50,124 @@ impl Achieved {
     pub fn per_second(&self) -> f64 {
         self.accepted as f64 / self.took.as_secs_f64()
     }
-}
 
-fn trace(n: u64, now: jiff::Timestamp) -> Trace {
-    Trace {
-        event_id: Uuid::now_v7().to_string(),
-        client_id: CLIENT_ID.to_owned(),
-        user_sub: format!("user_{}", n % USERS),
-        tool: TOOLS[(n / USERS % TOOLS.len() as u64) as usize].to_owned(),
-        scope_used: "calendar:read".to_owned(),
-        status: Status::Ok.into(),
-        started_at: Some(prost_types::Timestamp { seconds: now.as_second(), nanos: now.subsec_nanosecond() }),
-        duration_ms: Some(100 + (n % 400) as u32),
-        session_id: format!("session-{}", n % (USERS * 4)),
-        agent: "bench-agent".to_owned(),
-        ..Trace::default()
+    /// CPU seconds for each million of the traces.
+    pub fn per_million(&self, cpu_seconds: f64) -> f64 {
+        cpu_seconds * 1e6 / self.accepted as f64
     }
 }
 
-/// gRPC `IngestBatch` of `batch` traces on `connections` connections for `span`.
-pub async fn grpc(
-    address: SocketAddr,
-    batch: usize,
-    connections: usize,
-    span: Duration,
-) -> anyhow::Result<Achieved> {
-    let (accepted, numbers) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-    let bearer: MetadataValue<_> = format!("Bearer {PAK}").parse()?;
-    let began = Instant::now();
+/// Numbers traces and counts those that were accepted, until time is up.
+#[derive(Clone)]
+struct Tally {
+    numbers: Arc<AtomicU64>,
+    accepted: Arc<AtomicU64>,
+    until: Instant,
+}
+
+impl Tally {
+    fn goes_on(&self) -> bool {
+        Instant::now() < self.until
+    }
+
+    fn next(&self, count: usize) -> u64 {
+        self.numbers.fetch_add(count as u64, Ordering::Relaxed)
+    }
+
+    fn count(&self, accepted: usize) {
+        self.accepted.fetch_add(accepted as u64, Ordering::Relaxed);
+    }
+}
+
+/// Sends for `span`.
+pub async fn run(address: SocketAddr, shape: Shape, span: Duration) -> anyhow::Result<Achieved> {
     let mut tasks = JoinSet::new();
-    for _ in 0..connections {
-        let channel = tonic::transport::Endpoint::new(format!("http://{address}"))?.connect().await?;
-        let (accepted, numbers, bearer) = (accepted.clone(), numbers.clone(), bearer.clone());
-        tasks.spawn(async move {
-            let mut client = TraceServiceClient::new(channel);
-            while began.elapsed() < span {
-                let now = jiff::Timestamp::now();
-                let first = numbers.fetch_add(batch as u64, Ordering::Relaxed);
-                let traces = (first..first + batch as u64).map(|n| trace(n, now)).collect();
-                let mut request = tonic::Request::new(IngestBatchRequest { traces });
-                request.metadata_mut().insert("authorization", bearer.clone());
-                let answer = client.ingest_batch(request).await?.into_inner();
-                let taken = answer.results.iter().filter(|r| r.outcome() == Outcome::Accepted).count();
-                accepted.fetch_add(taken as u64, Ordering::Relaxed);
+    let grpc = |connections| channels(address, connections);
+    let tally = |began| Tally { numbers: Arc::default(), accepted: Arc::default(), until: began + span };
+    let began;
+    let tally = match shape {
+        Shape::Batches(batch, connections) => {
+            let channels = grpc(connections).await?;
+            began = Instant::now();
+            let tally = tally(began);
+            for channel in channels {
+                tasks.spawn(batches(channel, batch, tally.clone()));
             }
-            anyhow::Ok(())
-        });
-    }
+            tally
+        }
+        Shape::Single(in_flight) => {
+            let channels = grpc(SHARED_CONNECTIONS).await?;
+            began = Instant::now();
+            let tally = tally(began);
+            for channel in channels.iter().cycle().take(in_flight) {
+                tasks.spawn(singles(channel.clone(), tally.clone()));
+            }
+            tally
+        }
+        Shape::Http(connections) => {
+            began = Instant::now();
+            let tally = tally(began);
+            for _ in 0..connections {
+                tasks.spawn(http(address, tally.clone()));
+            }
+            tally
+        }
+    };
     while let Some(ended) = tasks.join_next().await {
         ended??;
     }
-    Ok(Achieved { accepted: accepted.load(Ordering::Relaxed), took: began.elapsed() })
+    Ok(Achieved { accepted: tally.accepted.load(Ordering::Relaxed), took: began.elapsed() })
 }
 
-/// Single traces over HTTP on `connections` keep-alive connections for `span`.
-pub async fn http(
-    address: SocketAddr,
-    path: &'static str,
-    connections: usize,
-    span: Duration,
-) -> anyhow::Result<Achieved> {
-    let (accepted, numbers) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-    let began = Instant::now();
-    let mut tasks = JoinSet::new();
-    for _ in 0..connections {
-        let stream = tokio::net::TcpStream::connect(address).await.context("cannot connect")?;
-        stream.set_nodelay(true)?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        let (accepted, numbers) = (accepted.clone(), numbers.clone());
-        tasks.spawn(async move {
-            while began.elapsed() < span {
-                let n = numbers.fetch_add(1, Ordering::Relaxed);
-                let body = format!(
-                    r#"{{"event_id":"{}","client_id":"{CLIENT_ID}","user_sub":"user_{}","tool":"{}","status":"ok","started_at":"{:.3}","duration_ms":120,"session_id":"session-{}","agent":"bench-agent"}}"#,
-                    Uuid::now_v7(), n % USERS, TOOLS[(n % TOOLS.len() as u64) as usize], jiff::Timestamp::now(), n % 64,
-                );
-                let request = Request::post(path)
-                    .header(header::HOST, "localhost")
-                    .header(header::AUTHORIZATION, format!("Bearer {PAK}"))
-                    .header(header::CONTENT_TYPE, "application/json")
-                    .body(Full::new(Bytes::from(body)))?;
-                sender.ready().await?;
-                let answer = sender.send_request(request).await?;
-                let status = answer.status();
-                answer.into_body().collect().await?;
-                if status.is_success() {
-                    accepted.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-            anyhow::Ok(())
-        });
+/// Connections of their own to a gRPC server.
+pub async fn channels(address: SocketAddr, count: usize) -> anyhow::Result<Vec<Channel>> {
+    let endpoint = tonic::transport::Endpoint::new(format!("http://{address}"))?;
+    let mut channels = Vec::new();
+    for _ in 0..count {
+        channels.push(endpoint.connect().await?);
     }
-    while let Some(ended) = tasks.join_next().await {
-        ended??;
+    Ok(channels)
+}
+
+async fn batches(channel: Channel, batch: usize, tally: Tally) -> anyhow::Result<()> {
+    let mut client = TraceServiceClient::new(channel);
+    while tally.goes_on() {
+        let now = jiff::Timestamp::now();
+        let first = tally.next(batch);
+        let traces = (first..first + batch as u64).map(|n| traces::trace(n, now)).collect();
+        let answer = client.ingest_batch(traces::request(IngestBatchRequest { traces })?).await?.into_inner();
+        tally.count(answer.results.iter().filter(|result| result.outcome() == Outcome::Accepted).count());
     }
-    Ok(Achieved { accepted: accepted.load(Ordering::Relaxed), took: began.elapsed() })
+    Ok(())
+}
+
+async fn singles(channel: Channel, tally: Tally) -> anyhow::Result<()> {
+    let mut client = TraceServiceClient::new(channel);
+    while tally.goes_on() {
+        let trace = traces::trace(tally.next(1), jiff::Timestamp::now());
+        let answer =
+            client.ingest(traces::request(IngestRequest { trace: Some(trace) })?).await?.into_inner();
+        tally.count(usize::from(answer.result.is_some_and(|result| result.outcome() == Outcome::Accepted)));
+    }
+    Ok(())
+}
+
+async fn http(address: SocketAddr, tally: Tally) -> anyhow::Result<()> {
+    let stream = tokio::net::TcpStream::connect(address).await.context("cannot connect")?;
+    stream.set_nodelay(true)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    while tally.goes_on() {
+        let request = Request::post("/panopticon/trace")
+            .header(header::HOST, "localhost")
+            .header(header::AUTHORIZATION, format!("Bearer {PAK}"))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(traces::json(tally.next(1)))))?;
+        sender.ready().await?;
+        let answer = sender.send_request(request).await?;
+        let status = answer.status();
+        answer.into_body().collect().await?;
+        tally.count(usize::from(status.as_u16() == 202));
+    }
+    Ok(())
 }

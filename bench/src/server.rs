@@ -1,6 +1,7 @@
-//! A process under measurement.
+//! A program of the product, started and under measurement.
 
 use std::{
+    fs::File,
     net::{SocketAddr, TcpListener},
     path::Path,
     process::Stdio,
@@ -10,21 +11,30 @@ use std::{
 use anyhow::Context as _;
 use tokio::process::{Child, Command};
 
+use crate::process::Process;
+
 /// The app that sends.
 pub const CLIENT_ID: &str = "bench";
 /// Its PAK.
 pub const PAK: &str = "pano_pak_benchbenchbenchbenchbenchbenchbenchbench000";
 /// The admin token.
 pub const TOKEN: &str = "pano_tok_benchbenchbenchbenchbenchbenchbenchbench0";
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// A million apps are read before a gateway is ready.
+const START_TIMEOUT: Duration = Duration::from_secs(180);
+const END_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The environment of a process.
+pub type Environment = Vec<(&'static str, String)>;
 
 /// A started process; killed when dropped.
 pub struct Server {
-    /// Where it serves HTTP and gRPC.
+    /// Where it serves HTTP and gRPC, if it does.
     pub address: SocketAddr,
-    child: Child,
+    /// What the kernel says of it.
+    pub process: Process,
     /// How long it took from start to ready.
     pub started_in: Duration,
+    child: Child,
 }
 
 impl Server {
@@ -32,11 +42,11 @@ impl Server {
     pub async fn start(
         program: &Path,
         arguments: &[&str],
-        environment: &[(&str, String)],
+        environment: &[(&'static str, String)],
     ) -> anyhow::Result<Self> {
         let (address, metrics) = (free_address()?, free_address()?);
         let began = Instant::now();
-        let child = Command::new(program)
+        let mut child = Command::new(program)
             .args(arguments)
             .env("PANOPTICON_LISTEN", address.to_string())
             .env("PANOPTICON_METRICS_LISTEN", metrics.to_string())
@@ -45,20 +55,20 @@ impl Server {
             .env("PANOPTICON_APPS", format!(r#"[{{client_id="{CLIENT_ID}",name="Bench",pak="{PAK}"}}]"#))
             .envs(environment.iter().map(|(name, value)| (*name, value)))
             .stdout(Stdio::null())
+            .stderr(log_file(program, arguments)?)
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("cannot start {}; build it with --release", program.display()))?;
-        let mut server = Self { address, child, started_in: Duration::ZERO };
+        let process = Process::new(child.id().context("it ended at once")?);
         let client = reqwest::Client::builder().no_proxy().build()?;
         let url = format!("http://{metrics}/readyz");
         loop {
             if let Ok(answer) = client.get(&url).send().await
                 && answer.status().is_success()
             {
-                server.started_in = began.elapsed();
-                return Ok(server);
+                return Ok(Self { address, process, started_in: began.elapsed(), child });
             }
-            if let Some(status) = server.child.try_wait()? {
+            if let Some(status) = child.try_wait()? {
                 anyhow::bail!("{} ended with {status}", program.display());
             }
             anyhow::ensure!(began.elapsed() < START_TIMEOUT, "{} does not become ready", program.display());
@@ -66,41 +76,25 @@ impl Server {
         }
     }
 
-    /// User and system CPU seconds so far.
-    pub fn cpu_seconds(&self) -> f64 {
-        let Some(pid) = self.child.id() else { return 0.0 };
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // Fields 14 and 15, counted after the command's closing parenthesis; in ticks of 10 ms.
-        let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-        let ticks: f64 = rest.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<f64>().ok()).sum();
-        ticks / 100.0
-    }
-
-    /// Largest resident memory so far, in MiB.
-    pub fn peak_mib(&self) -> f64 {
-        self.status_kib("VmHWM:") / 1024.0
-    }
-
-    /// Resident memory now, in MiB.
-    pub fn resident_mib(&self) -> f64 {
-        self.status_kib("VmRSS:") / 1024.0
-    }
-
-    fn status_kib(&self, name: &str) -> f64 {
-        let Some(pid) = self.child.id() else { return 0.0 };
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-        line.split_whitespace().next().and_then(|kib| kib.parse().ok()).unwrap_or(0.0)
-    }
-
     /// Ends it in order.
     pub async fn stop(mut self) -> anyhow::Result<()> {
         if let Some(pid) = self.child.id() {
             Command::new("kill").arg(pid.to_string()).status().await?;
         }
-        self.child.wait().await?;
+        if tokio::time::timeout(END_TIMEOUT, self.child.wait()).await.is_err() {
+            self.child.kill().await?;
+        }
         Ok(())
     }
+}
+
+/// Where a process writes its log: beside the programs, so that a run that looks wrong can be understood.
+fn log_file(program: &Path, arguments: &[&str]) -> anyhow::Result<File> {
+    let folder = program.with_file_name("../bench/log");
+    std::fs::create_dir_all(&folder)?;
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    let words = [&[&*name], arguments].concat();
+    Ok(File::options().create(true).append(true).open(folder.join(format!("{}.log", words.join(" "))))?)
 }
 
 fn free_address() -> anyhow::Result<SocketAddr> {

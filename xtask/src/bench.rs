@@ -8,16 +8,19 @@ use crate::interrupt::Interrupt;
 use crate::stack::TemporaryStack;
 use crate::workspace_root;
 
-/// What to measure.
+/// What to measure, and how.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Leave out what needs real Kafka, Redis and ClickHouse.
     pub embedded: bool,
-    /// Seconds of load for each figure.
-    pub secs: u64,
+    /// Handed on: names of parts, and settings.
+    pub arguments: Vec<String>,
 }
 
-/// Measures; the tables go to standard output, the figures as JSON to `target/bench`.
+/// What can be measured without servers.
+const EMBEDDED: [&str; 4] = ["embedded", "latency", "--engine", "embedded"];
+
+/// Measures; the table goes to standard output, the figures as JSON to `target/bench` unless told otherwise.
 pub fn run(options: &Options) -> Result<()> {
     let interrupt = Interrupt::catch()?;
     let mut build = Command::new("cargo");
@@ -30,19 +33,17 @@ pub fn run(options: &Options) -> Result<()> {
         "xtask",
     ]);
     interrupt.run(&mut build)?;
-    std::fs::create_dir_all(workspace_root().join("target/bench"))?;
-    interrupt.run(&mut bench("embedded", options))?;
-    if !options.embedded {
-        let stack = TemporaryStack::up()?;
-        interrupt.run(bench("distributed", options).envs(stack.env()))?;
-    }
-    Ok(())
-}
-
-fn bench(engine: &str, options: &Options) -> Command {
     let root = workspace_root();
-    let mut command = Command::new(root.join("target/release/panopticon-bench"));
-    command.current_dir(root).arg(engine).args(["--secs", &options.secs.to_string()]);
-    command.arg("--json").arg(root.join("target/bench").join(format!("{engine}.json")));
-    command
+    std::fs::create_dir_all(root.join("target/bench"))?;
+    let mut bench = Command::new(root.join("target/release/panopticon-bench"));
+    bench.arg("--bin").arg(root.join("target/release"));
+    if !options.arguments.iter().any(|argument| argument.starts_with("--json")) {
+        bench.arg("--json").arg(root.join("target/bench/bench.json"));
+    }
+    bench.args(&options.arguments);
+    if options.embedded {
+        return interrupt.run(bench.args(EMBEDDED));
+    }
+    let stack = TemporaryStack::up()?;
+    interrupt.run(bench.envs(stack.env()))
 }

@@ -30,13 +30,17 @@ enum Task {
         embedded: bool,
     },
     /// Measure the release binaries beside bare engines in the same run.
+    #[command(
+        disable_help_flag = true,
+        after_help = "All that follows goes to panopticon-bench; --help shows what it takes."
+    )]
     Bench {
         /// Leave out what needs real Kafka, Redis and ClickHouse.
         #[arg(long)]
         embedded: bool,
-        /// Seconds of load for each figure.
-        #[arg(long, default_value_t = 10)]
-        secs: u64,
+        /// Parts of the table (all if none is named) and settings, such as `store --repeat 5 --json FILE`.
+        #[arg(allow_hyphen_values = true, trailing_var_arg = true)]
+        arguments: Vec<String>,
     },
     /// Break a running system on real servers in every way it must survive, and count what is left.
     Chaos {
@@ -80,7 +84,7 @@ struct ClickhouseHostArgs {
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Test { embedded } => checks::run(checks::Options { embedded }),
-        Task::Bench { embedded, secs } => bench::run(&bench::Options { embedded, secs }),
+        Task::Bench { embedded, arguments } => bench::run(&bench::Options { embedded, arguments }),
         Task::Chaos { minutes, seed, release } => chaos::run(&chaos::Options { minutes, seed, release }),
         Task::Eval { parts, json } => eval::run(&parts, json.as_deref()),
         Task::Stack(args) => stack_commands::run(args),
