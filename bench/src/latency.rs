@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -17,6 +16,7 @@ use tonic::transport::Channel;
 use uuid::Uuid;
 
 use crate::{
+    Bench,
     report::{Reach, Report, Row},
     samples::{Spread, Times},
     server::CLIENT_ID,
@@ -40,18 +40,11 @@ const LIVE_REACH_MS: f64 = 150.0;
 const WEBHOOK_REACH_MS: f64 = 500.0;
 
 /// When something was heard of, by what it is about.
-type Heard<K> = Arc<Mutex<HashMap<K, Instant>>>;
+pub type Heard<K> = Arc<Mutex<HashMap<K, Instant>>>;
 
-/// Measures both ways at `rate` traces a second for `span`, as often as asked.
-pub async fn measure(
-    report: &mut Report,
-    engine: Engine,
-    bin: &Path,
-    rate: u64,
-    span: Duration,
-    repeat: usize,
-) -> anyhow::Result<()> {
-    let system = System::start(engine, bin).await?;
+/// Measures both ways at `rate` traces a second.
+pub async fn measure(report: &mut Report, bench: &Bench, engine: Engine, rate: u64) -> anyhow::Result<()> {
+    let system = System::start(engine, &bench.bin).await?;
     let webhooks = Heard::default();
     let url = receiver(webhooks.clone()).await?;
     let endpoint = json!({"url": url, "types": ["panopticon.anomaly_detected"]});
@@ -59,8 +52,8 @@ pub async fn measure(
     // A change is known everywhere within a second.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let mut rounds = Vec::new();
-    for round in 0..repeat {
-        let heard = one_round(&system, rate, span, round, &webhooks).await?;
+    for round in 0..bench.repeat {
+        let heard = one_round(&system, rate, bench.span, round, &webhooks).await?;
         eprintln!("  live {}; webhook {}", heard.live.summary(), heard.webhook.summary());
         rounds.push(heard);
     }
@@ -161,7 +154,7 @@ async fn one_round(
 }
 
 /// Sends `rate` traces a second whether or not earlier ones were answered; how many requests left late.
-async fn pace(system: &System, rate: u64, span: Duration, answers: &Heard<Uuid>) -> anyhow::Result<u64> {
+pub async fn pace(system: &System, rate: u64, span: Duration, answers: &Heard<Uuid>) -> anyhow::Result<u64> {
     let mut channels = Vec::new();
     for _ in 0..CONNECTIONS {
         channels.push(channel(system).await?);

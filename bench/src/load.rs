@@ -57,17 +57,30 @@ impl Achieved {
     }
 }
 
-/// Numbers traces and counts those that were accepted, until time is up.
+/// When a load ends.
+#[derive(Debug, Clone, Copy)]
+pub enum End {
+    /// After this time.
+    After(Duration),
+    /// With so many traces, or a few more.
+    With(u64),
+}
+
+/// Numbers traces and counts those that were accepted, until the end.
 #[derive(Clone)]
 struct Tally {
     numbers: Arc<AtomicU64>,
     accepted: Arc<AtomicU64>,
-    until: Instant,
+    began: Instant,
+    end: End,
 }
 
 impl Tally {
     fn goes_on(&self) -> bool {
-        Instant::now() < self.until
+        match self.end {
+            End::After(span) => self.began.elapsed() < span,
+            End::With(traces) => self.numbers.load(Ordering::Relaxed) < traces,
+        }
     }
 
     fn next(&self, count: usize) -> u64 {
@@ -81,42 +94,40 @@ impl Tally {
 
 /// Sends for `span`.
 pub async fn run(address: SocketAddr, shape: Shape, span: Duration) -> anyhow::Result<Achieved> {
+    send(address, shape, End::After(span)).await
+}
+
+/// Sends in this shape to the end.
+pub async fn send(address: SocketAddr, shape: Shape, end: End) -> anyhow::Result<Achieved> {
+    let connections = match shape {
+        Shape::Batches(_, connections) => connections,
+        Shape::Single(_) => SHARED_CONNECTIONS,
+        Shape::Http(_) => 0,
+    };
+    let channels = channels(address, connections).await?;
+    let tally = Tally { numbers: Arc::default(), accepted: Arc::default(), began: Instant::now(), end };
     let mut tasks = JoinSet::new();
-    let grpc = |connections| channels(address, connections);
-    let tally = |began| Tally { numbers: Arc::default(), accepted: Arc::default(), until: began + span };
-    let began;
-    let tally = match shape {
-        Shape::Batches(batch, connections) => {
-            let channels = grpc(connections).await?;
-            began = Instant::now();
-            let tally = tally(began);
+    match shape {
+        Shape::Batches(batch, _) => {
             for channel in channels {
                 tasks.spawn(batches(channel, batch, tally.clone()));
             }
-            tally
         }
         Shape::Single(in_flight) => {
-            let channels = grpc(SHARED_CONNECTIONS).await?;
-            began = Instant::now();
-            let tally = tally(began);
             for channel in channels.iter().cycle().take(in_flight) {
                 tasks.spawn(singles(channel.clone(), tally.clone()));
             }
-            tally
         }
         Shape::Http(connections) => {
-            began = Instant::now();
-            let tally = tally(began);
             for _ in 0..connections {
                 tasks.spawn(http(address, tally.clone()));
             }
-            tally
         }
-    };
+    }
     while let Some(ended) = tasks.join_next().await {
         ended??;
     }
-    Ok(Achieved { accepted: tally.accepted.load(Ordering::Relaxed), took: began.elapsed() })
+    Ok(Achieved { accepted: tally.accepted.load(Ordering::Relaxed), took: tally.began.elapsed() })
 }
 
 /// Connections of their own to a gRPC server.

@@ -1,6 +1,6 @@
 //! What the kernel says of a process: CPU time and memory.
 
-use std::{fs, net::SocketAddr};
+use std::fs;
 
 use anyhow::Context as _;
 
@@ -78,13 +78,6 @@ fn inode_of(port: u16) -> Option<String> {
         let found = fields.get(3) == Some(&LISTENING) && u16::from_str_radix(local, 16) == Ok(port);
         found.then(|| fields.get(9).map(|inode| (*inode).to_owned())).flatten()
     })
-}
-
-/// The address that a URL or a list of brokers begins with.
-pub fn first_address(text: &str) -> anyhow::Result<SocketAddr> {
-    let text = text.rsplit_once("://").map_or(text, |(_, rest)| rest);
-    let first = text.split([',', '/']).next().unwrap_or_default();
-    first.parse().with_context(|| format!("{text}: not an address and a port"))
 }
 
 #[cfg(test)]

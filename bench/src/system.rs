@@ -49,7 +49,7 @@ impl System {
     pub async fn start(engine: Engine, bin: &Path) -> anyhow::Result<Self> {
         match engine {
             Engine::Embedded => Self::embedded(bin).await,
-            Engine::Distributed => Self::distributed(&Installation::new(bin, &[])).await,
+            Engine::Distributed => Self::distributed(&Installation::new(bin, &[]), 1).await,
         }
     }
 
@@ -61,14 +61,16 @@ impl System {
         Ok(Self { gateway, room, servers: vec![("panopticon", server)], _folder: Some(folder) })
     }
 
-    /// Starts every worker of an installation.
-    pub async fn distributed(installation: &Installation) -> anyhow::Result<Self> {
+    /// Starts an installation with so many processes of each worker behind the gateway.
+    pub async fn distributed(installation: &Installation, processes: u32) -> anyhow::Result<Self> {
         let room = installation.start(&["control-room"]).await?;
         let gateway = installation.start(&["ingest-gateway"]).await?;
         let (at, room_at) = (gateway.address, Room::at(room.address)?);
         let mut servers = vec![("gateway", gateway), ("control room", room)];
         for (name, command) in WORKERS {
-            servers.push((name, installation.start(command).await?));
+            for _ in 0..processes {
+                servers.push((name, installation.start(command).await?));
+            }
         }
         Ok(Self { gateway: at, room: room_at, servers, _folder: None })
     }
@@ -96,12 +98,10 @@ pub fn embedded_environment(folder: &Path) -> Environment {
     ]
 }
 
-/// Topics, keys and tables of their own on the servers that the environment names.
+/// Topics, keys and tables of its own on the servers that the environment names.
 pub struct Installation {
     /// Before every topic.
     pub topic_prefix: String,
-    /// Before every key.
-    pub key_prefix: String,
     /// The database.
     pub database: String,
     bin: PathBuf,
@@ -113,19 +113,19 @@ impl Installation {
     pub fn new(bin: &Path, settings: &[(&'static str, String)]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("bench{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let (topic_prefix, key_prefix) = (format!("{name}."), format!("{name}:"));
+        let topic_prefix = format!("{name}.");
         let mut environment = vec![
             ("PANOPTICON_ENGINE", "distributed".to_owned()),
             ("PANOPTICON_KAFKA__TOPIC_PREFIX", topic_prefix.clone()),
             ("PANOPTICON_KAFKA__ALLOW_UNREPLICATED", "true".to_owned()),
             ("PANOPTICON_KAFKA__REPLICATION", "1".to_owned()),
-            ("PANOPTICON_REDIS__KEY_PREFIX", key_prefix.clone()),
+            ("PANOPTICON_REDIS__KEY_PREFIX", format!("{name}:")),
             ("PANOPTICON_CLICKHOUSE__DATABASE", name.clone()),
             ("PANOPTICON_SECRETS__KEY", "YmVuY2hiZW5jaGJlbmNoYmVuY2hiZW5jaGJlbmNoISE=".to_owned()),
             ("PANOPTICON_WEBHOOKS__ALLOW_LOOPBACK", "true".to_owned()),
         ];
         environment.extend_from_slice(settings);
-        Self { topic_prefix, key_prefix, database: name, bin: bin.to_owned(), environment }
+        Self { topic_prefix, database: name, bin: bin.to_owned(), environment }
     }
 
     /// Starts a program with its arguments.

@@ -1,0 +1,94 @@
+//! The whole road, gRPC to rows: how fast, with whose CPU time, and how that grows.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    Bench,
+    load::{self, Shape},
+    meter::{self, Meter, Shares},
+    report::{Reach, Report, Row},
+    servers::Servers,
+    system::{Installation, System},
+};
+
+const CONNECTIONS: usize = 16;
+const REACH: f64 = 60_000.0;
+/// By default.
+const PARTITIONS: u32 = 4;
+const BATCHES: [usize; 3] = [500, 100, 10];
+/// Partitions, and processes of each worker.
+const GROWTH: [u32; 3] = [1, 2, 4];
+const WARM_UP: Duration = Duration::from_secs(2);
+
+/// Measures the road by the size of the batches.
+pub async fn measure(report: &mut Report, bench: &Bench) -> anyhow::Result<()> {
+    let mut road = Road::start(bench, PARTITIONS, 1).await?;
+    for batch in BATCHES {
+        let row =
+            road.measure(bench, format!("whole road, gRPC IngestBatch of {batch} to rows"), batch).await?;
+        // What is asked for leaves the size of the batches open.
+        report.add(if batch == BATCHES[0] { row.reach(Reach::AtLeast(REACH)) } else { row });
+    }
+    for (name, process) in road.system.processes() {
+        report.add(Row::alone(format!("peak memory of {name} on the road"), "MiB", [process.peak_mib()]));
+    }
+    road.system.stop().await
+}
+
+/// Measures the road with more and more partitions and processes.
+pub async fn growth(report: &mut Report, bench: &Bench) -> anyhow::Result<()> {
+    for partitions in GROWTH {
+        let mut road = Road::start(bench, partitions, partitions).await?;
+        let what = format!("whole road, {partitions} partitions, {partitions} processes of each worker");
+        report.add(road.measure(bench, what, BATCHES[0]).await?);
+        road.system.stop().await?;
+    }
+    Ok(())
+}
+
+struct Road {
+    servers: Servers,
+    system: System,
+    accepted: u64,
+}
+
+impl Road {
+    async fn start(bench: &Bench, partitions: u32, processes: u32) -> anyhow::Result<Self> {
+        let servers = Servers::from_environment()?;
+        let settings = [("PANOPTICON_KAFKA__PARTITIONS", partitions.to_string())];
+        let system = System::distributed(&Installation::new(&bench.bin, &settings), processes).await?;
+        let mut road = Self { servers, system, accepted: 0 };
+        // Groups form, and code runs for the first time.
+        road.once(BATCHES[0], WARM_UP).await?;
+        Ok(road)
+    }
+
+    async fn measure(&mut self, bench: &Bench, what: String, batch: usize) -> anyhow::Result<Row> {
+        let (mut rates, mut ingested, mut shares) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..bench.repeat {
+            let (rate, accepted, cpu) = self.once(batch, bench.span).await?;
+            rates.push(rate);
+            ingested.push(accepted);
+            shares.push(cpu);
+        }
+        let shares = meter::medians(&shares);
+        let all: f64 = shares.iter().filter(|(name, _)| *name != meter::own().0).map(|(_, cpu)| cpu).sum();
+        let ingested = crate::samples::Spread::of(ingested).median;
+        let note = format!("answered {ingested:.0}/s; all but the load: {all:.1} CPU s a million");
+        Ok(Row::alone(what, "traces/s", rates).cpu(shares).note(note))
+    }
+
+    /// Sends for `span` and waits for the rows: traces a second until all are stored, and until all were
+    /// answered.
+    async fn once(&mut self, batch: usize, span: Duration) -> anyhow::Result<(f64, f64, Shares)> {
+        let mut processes = self.system.processes();
+        processes.extend(self.servers.processes());
+        processes.push(meter::own());
+        let (meter, began) = (Meter::start(processes), Instant::now());
+        let load = load::run(self.system.gateway, Shape::Batches(batch, CONNECTIONS), span).await?;
+        self.accepted += load.accepted;
+        self.system.room.caught_up(self.accepted).await?;
+        let rate = load.accepted as f64 / began.elapsed().as_secs_f64();
+        Ok((rate, load.per_second(), meter.per_million(load.accepted)))
+    }
+}
