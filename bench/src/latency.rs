@@ -30,6 +30,8 @@ const BATCH: u64 = 10;
 const CONNECTIONS: usize = 4;
 /// Of load before anything is measured: leases are taken, connections opened.
 const WARM_UP: Duration = Duration::from_secs(3);
+/// A shorter round has too few runaway users to speak of.
+const SHORTEST: Duration = Duration::from_secs(10);
 /// How long to wait for what was sent last.
 const GRACE: Duration = Duration::from_secs(5);
 /// One runaway user in this time.
@@ -53,7 +55,7 @@ pub async fn measure(report: &mut Report, bench: &Bench, engine: Engine, rate: u
     tokio::time::sleep(Duration::from_secs(2)).await;
     let mut rounds = Vec::new();
     for round in 0..bench.repeat {
-        let heard = one_round(&system, rate, bench.span, round, &webhooks).await?;
+        let heard = one_round(&system, rate, bench.span.max(SHORTEST), round, &webhooks).await?;
         eprintln!("  live {}; webhook {}", heard.live.summary(), heard.webhook.summary());
         rounds.push(heard);
     }

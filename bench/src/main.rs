@@ -37,7 +37,7 @@ struct Args {
     /// What to measure; everything if nothing is named.
     parts: Vec<Part>,
     /// Seconds of load for each figure.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 3)]
     secs: u64,
     /// How often each figure is measured.
     #[arg(long, default_value_t = 3)]
@@ -52,7 +52,7 @@ struct Args {
     #[arg(long, default_value_t = 1_000_000)]
     traces: u64,
     /// Minutes of steady load in which memory is watched.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 0.5)]
     minutes: f64,
     /// Stored traces over which questions are asked.
     #[arg(long, default_value_t = 20_000_000)]

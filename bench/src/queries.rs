@@ -23,6 +23,10 @@ const QUESTIONS: u64 = 200;
 /// Partitions of the log that the rows say they came from.
 const LOG_PARTITIONS: u64 = 4;
 const WARM_UP: u64 = 20;
+const USERS_OF_AN_APP: u64 = 50;
+
+/// The path that asks about an app.
+type Question = fn(u64) -> String;
 
 /// Fills the product's tables with `rows` traces, then asks.
 pub async fn measure(report: &mut Report, bench: &Bench, rows: u64) -> anyhow::Result<()> {
@@ -42,7 +46,7 @@ pub async fn measure(report: &mut Report, bench: &Bench, rows: u64) -> anyhow::R
     }
     let stored = servers.sql.number(&format!("SELECT count() FROM {}.traces", installation.database)).await?;
     anyhow::ensure!(stored == rows, "{stored} of {rows} rows are there");
-    let questions: [(&str, fn(u64) -> String); 4] = [
+    let questions: [(&str, Question); 4] = [
         ("timeline, first page of 100", |app| format!("/apps/app-{app}/timeline")),
         ("timeline of a user, first page", |app| {
             format!("/apps/app-{app}/timeline?user_sub=user_{}", app % USERS_OF_AN_APP)
@@ -73,10 +77,8 @@ pub async fn measure(report: &mut Report, bench: &Bench, rows: u64) -> anyhow::R
     servers.sql.run(&format!("DROP DATABASE {}", installation.database)).await.map(drop)
 }
 
-const USERS_OF_AN_APP: u64 = 50;
-
 /// Asks one question after the other, each about another app; answers must tell of something.
-async fn ask(room: &Room, path: fn(u64) -> String, questions: u64) -> anyhow::Result<Times> {
+async fn ask(room: &Room, path: Question, questions: u64) -> anyhow::Result<Times> {
     let mut times: Vec<Duration> = Vec::new();
     for n in 0..questions {
         let path = path(n * (APPS / QUESTIONS));

@@ -44,6 +44,9 @@ pub fn run(options: &Options) -> Result<()> {
     if options.embedded {
         return interrupt.run(bench.args(EMBEDDED));
     }
+    if options.arguments.iter().any(|argument| argument == "--help" || argument == "-h") {
+        return interrupt.run(&mut bench);
+    }
     let stack = TemporaryStack::up()?;
     interrupt.run(bench.envs(stack.env()))
 }

@@ -13,9 +13,11 @@ use rdkafka::{
 use super::Done;
 use crate::process::Process;
 
-/// A transaction ends with so many records,
-const BATCH_RECORDS: usize = 500;
-/// or so many bytes, or when nothing has come for this long: the product's own limits.
+/// A transaction ends with so many envelopes,
+const BATCH_ENVELOPES: usize = 500;
+/// or traces by themselves,
+const BATCH_TRACES: usize = 20_000;
+/// or so many bytes, as the product's do by default, or when nothing has come for this long.
 const BATCH_BYTES: usize = 4 << 20;
 const NOTHING_COMES: Duration = Duration::from_millis(5);
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -65,10 +67,11 @@ pub fn run(args: &Args) -> anyhow::Result<Done> {
 
     // As with the product: what it takes to start is not counted.
     let (mut traces, before, began) = (0, Process::own().cpu_seconds(), Instant::now());
+    let most = if args.single { BATCH_TRACES } else { BATCH_ENVELOPES };
     while left > 0 {
         producer.begin_transaction()?;
         let (mut records, mut bytes, mut ends) = (0, 0, TopicPartitionList::new());
-        while records < BATCH_RECORDS.min(left) && bytes < BATCH_BYTES {
+        while records < most.min(left) && bytes < BATCH_BYTES {
             let next = first.take().map(Ok).or_else(|| consumer.poll(NOTHING_COMES)).transpose()?;
             let Some(message) = next else { break };
             let payload = message.payload().unwrap_or_default();

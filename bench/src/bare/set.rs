@@ -40,12 +40,13 @@ pub async fn used_memory(url: &str) -> anyhow::Result<u64> {
 /// How many scripts were called by now.
 pub async fn script_calls(url: &str) -> anyhow::Result<u64> {
     let stats = info(url, "commandstats").await?;
-    let calls = |name: &str| {
-        let stat: Option<String> = stats.get(name);
-        let calls = stat?.split(',').find_map(|part| part.strip_prefix("calls=")?.parse::<u64>().ok());
-        calls
-    };
+    let calls = |name: &str| calls_of(&stats.get::<String>(name)?);
     Ok(["cmdstat_evalsha", "cmdstat_eval"].into_iter().filter_map(calls).sum())
+}
+
+/// Of `calls=…,usec=…`.
+fn calls_of(stat: &str) -> Option<u64> {
+    stat.split(',').find_map(|part| part.strip_prefix("calls=")?.parse().ok())
 }
 
 async fn info(url: &str, section: &str) -> anyhow::Result<redis::InfoDict> {
