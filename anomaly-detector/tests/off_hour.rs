@@ -82,7 +82,7 @@ fn a_session_at_night_is_told_once_on_its_first_call_and_ends_with_its_last() {
     assert!(started.score > 80.0 && started.expected < 0.01, "{started:?}");
     assert_eq!(
         started.explanation,
-        "user called tool at 03:00 UTC; on 100 active days, 0.5 sessions are to be expected within that hour; \
+        "user called tool at 03:00 UTC; on 100 active days, 0.6 sessions are to be expected within that hour; \
          most activity is between 09:00 and 17:00 UTC"
     );
 }
@@ -128,6 +128,27 @@ fn a_clock_change_raises_nothing_and_a_move_at_most_one_alarm() {
     for hours in -12..=12 {
         assert!(begun(&moved(hours)).len() <= 1, "{hours}: {:?}", begun(&moved(hours)));
     }
+}
+
+#[test]
+fn after_an_alarm_the_next_waits_until_the_user_was_active_at_usual_times_again() {
+    let nights = [night(91, 0), night(91, 0) + 3 * HOUR, night(92, 0)];
+    assert_eq!(begun(&with(office(120, 0), nights)), [nights[0], nights[2]]);
+    let holidays: Vec<i64> = office(120, 0).into_iter().filter(|at| *at < 91 * DAY - DAY / 2).collect();
+    assert_eq!(begun(&with(holidays, nights)), [nights[0]], "who is nowhere else may have moved");
+}
+
+#[test]
+fn whoever_rests_regularly_is_the_more_surprising_at_night() {
+    let score = |seconds: Vec<i64>| off_hours(&with(seconds, [night(150, 0)]))[0].score;
+    let now_and_then_near_midnight = (0..26).map(|week| week * 7 * DAY + 11 * HOUR + 30 * MINUTE);
+    assert!(score(office(180, 0)) > score(with(office(180, 0), now_and_then_near_midnight)));
+}
+
+#[test]
+fn a_night_is_less_surprising_while_a_user_is_hardly_known() {
+    let score = |day: i64| off_hours(&with(office(120, 0), [night(day, 0)]))[0].score;
+    assert!(score(35) < score(91), "{} {}", score(35), score(91));
 }
 
 #[test]

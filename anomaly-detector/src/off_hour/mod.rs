@@ -28,8 +28,10 @@ use crate::user::{Call, UserRule};
 const PAUSE: Duration = Duration::from_secs(3_600);
 /// On so many days a user has to have been active before anything is told.
 pub const ENOUGH_DAYS: u16 = 20;
-/// For so long after an alarm it is likelier that the user has moved.
+/// For so long after an alarm the user may have moved: until then the next is told only once so many sessions
+/// began at usual times.
 const LATELY: Duration = Duration::from_secs(14 * 86_400);
+const AT_HOME: u8 = 4;
 /// What is known of a user is kept this long after their last call, and of one active on few days, so long
 /// for each of these.
 const KEPT: Duration = Duration::from_secs(400 * 86_400);
@@ -43,10 +45,12 @@ pub struct UserOffHour {
     newest: u32,
     /// The half hour of the last late call that counted.
     late: u32,
-    /// When something was told last, in seconds since the epoch; 0: never.
+    /// When something rare was told last, in seconds since the epoch; 0: never.
     told: u32,
     /// Whether the present session began at an unusual time.
     unusual: bool,
+    /// How many sessions began at usual times since then, at most [`AT_HOME`].
+    at_home: u8,
     /// What was told of the present session.
     open: Option<Box<Detection>>,
 }
@@ -67,9 +71,12 @@ impl UserRule for UserOffHour {
         let begins = newest == 0 || seconds(at - newest) > PAUSE;
         let mut told = false;
         if begins {
-            let surprise = self.surprise(at, false);
+            let surprise = self.surprise(at);
             self.unusual = surprise.is_some_and(|surprise| surprise.is_unusual());
             told = !call.replay && self.begins(call, at, newest, surprise, findings);
+            if !self.unusual {
+                self.at_home = (self.at_home + 1).min(AT_HOME);
+            }
         }
         if begins || half_hour(at) != half_hour(newest) {
             self.rhythm.saw(at, begins, self.unusual);
@@ -102,6 +109,7 @@ impl UserRule for UserOffHour {
             late: self.late,
             told: self.told,
             unusual: self.unusual,
+            at_home: self.at_home.into(),
             open: self.open.as_deref().cloned(),
         };
         state.encode_to_vec()
@@ -115,6 +123,7 @@ impl UserRule for UserOffHour {
             late: state.late,
             told: state.told,
             unusual: state.unusual,
+            at_home: u8::try_from(state.at_home).unwrap_or(AT_HOME),
             open: state.open.map(Box::new),
         })
     }
@@ -122,11 +131,11 @@ impl UserRule for UserOffHour {
 
 impl UserOffHour {
     /// How unusual the beginning of a session is, once enough is known to say so.
-    fn surprise(&self, at: u32, told_lately: bool) -> Option<Surprise> {
+    fn surprise(&self, at: u32) -> Option<Surprise> {
         if self.rhythm.days_before(at) < ENOUGH_DAYS {
             return None;
         }
-        Surprise::of(&self.rhythm, at, told_lately)
+        Surprise::of(&self.rhythm, at)
     }
 
     /// A session begins at `at` after silence since `newest`; answers whether an episode began or ended.
@@ -139,12 +148,10 @@ impl UserOffHour {
         findings: &mut Findings,
     ) -> bool {
         let ended = self.close(newest, findings);
-        if call.late || !call.settings.off_hour {
+        let Some(surprise) = surprise else { return ended };
+        if call.late || !call.settings.off_hour || self.may_have_moved(at) {
             return ended;
         }
-        let told_lately = self.told > 0 && seconds(at.saturating_sub(self.told)) < LATELY;
-        let surprise = if told_lately { self.surprise(at, true) } else { surprise };
-        let Some(surprise) = surprise else { return ended };
         let monthly = surprise.monthly();
         if !call.settings.lets_through(call.user, monthly) {
             return ended;
@@ -152,8 +159,17 @@ impl UserOffHour {
         let started = told::started(call, &self.rhythm, &surprise, monthly);
         findings.detections.push(started.clone());
         self.open = Some(Box::new(started));
-        self.told = at;
+        if surprise.is_rare() {
+            self.told = at;
+            self.at_home = 0;
+        }
         true
+    }
+
+    /// Whether what was told last may have been the first sign of a move: since then the user was hardly
+    /// active at their usual times.
+    fn may_have_moved(&self, at: u32) -> bool {
+        self.told > 0 && seconds(at.saturating_sub(self.told)) < LATELY && self.at_home < AT_HOME
     }
 
     /// Ends the open episode with the call at `last`; `false` when none is open.
@@ -195,6 +211,8 @@ struct OffHourState {
     unusual: bool,
     #[prost(message, optional, tag = "6")]
     open: Option<Detection>,
+    #[prost(uint32, tag = "7")]
+    at_home: u32,
 }
 
 #[cfg(test)]

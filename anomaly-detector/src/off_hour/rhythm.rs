@@ -14,7 +14,7 @@ pub(super) const DAY: u32 = 86_400;
 /// So many sessions are kept one by one.
 const RECENT: usize = 12;
 /// After so many active days a day counts half of what the present one does.
-const HALF_LIFE: u16 = 150;
+const HALF_LIFE: u16 = 400;
 /// What a day with activity at a full hour adds to that hour, at most twice this.
 const UNIT: f64 = 32.0;
 
@@ -25,6 +25,8 @@ const FOLLOWING: f64 = 0.5;
 const UNUSUAL: f64 = 0.25;
 /// So many hours apart, activity is no longer near.
 const NEAR: f64 = 1.5;
+/// The hours of the day in which people rest.
+const REST: usize = 10;
 
 /// Where each full hour points on the clock.
 static DIRECTIONS: LazyLock<[(f64, f64); 24]> =
@@ -130,6 +132,15 @@ impl Rhythm {
         let days = self.weight();
         let all: f64 = self.hours.iter().map(|count| f64::from(*count)).sum();
         (days, all / UNIT / days)
+    }
+
+    /// The share of the activity that lies in the quietest hours: people rest in some, and some people more
+    /// regularly than others.
+    pub(super) fn at_rest(&self) -> f64 {
+        let held =
+            |from: usize| -> f64 { (0..REST).map(|hour| f64::from(self.hours[(from + hour) % 24])).sum() };
+        let all: f64 = self.hours.iter().map(|count| f64::from(*count)).sum();
+        (0..24).map(held).fold(all, f64::min) / all.max(1.0)
     }
 
     /// Activity near an hour of UTC on all those days, per hour.

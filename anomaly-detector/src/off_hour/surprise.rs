@@ -1,9 +1,10 @@
 //! How unusual a time is for a user.
 //!
-//! Four things are weighed, each as the negative logarithm of a frequency: how often this user was active
+//! Five things are weighed, each as the negative logarithm of a frequency: how often this user was active
 //! near this time of day, whether they were so lately, whether people in general are so far from the middle
-//! of their day, and how much is known. A user may be elsewhere than usual: the last sessions say how likely
-//! it is that their day is shifted by so many hours, and what is unusual is so under every likely shift.
+//! of their day, how regularly this user rests, and how much is known. A user may be elsewhere than usual:
+//! the last sessions say how likely it is that their day is shifted by so many hours, and what is unusual is
+//! so under every likely shift.
 
 use super::rhythm::{DAY, Rhythm, hour_of, on_clock, tent};
 
@@ -29,34 +30,40 @@ const USUAL: f64 = 0.02;
 
 /// From one session to the next, the probability of a move to any other time zone.
 const MOVES: f64 = 0.02;
-/// The same after a session at an unusual time was told: the first sign of a move.
-const MOVES_AFTER_ALARM: f64 = 0.1;
 /// What is held for possible before the oldest of the last sessions.
-const MOVED_BEFORE: f64 = 0.2;
+const MOVED_BEFORE: f64 = 0.05;
 /// The least probability of activity in an hour that is assumed of a place.
 const LEAST: f64 = 1e-4;
 
 /// An hour beside, where a clock change may have moved the user's day, weighs so much.
-const BESIDE: f64 = 0.25;
+const BESIDE: f64 = 0.35;
 
-/// How much each thing weighs: round numbers on a broad optimum over several ways to choose nights.
-const WEIGHT_OF_DAYS: f64 = 0.8;
+/// How much each thing weighs: round numbers on a broad optimum over several ways to choose nights. Each is
+/// kept because it helps on users that it was not chosen by; to search all of them together does not.
+const WEIGHT_OF_DAYS: f64 = 0.6;
 const WEIGHT_OF_LATELY: f64 = 0.2;
 const WEIGHT_OF_PERSON: f64 = 2.0;
+/// Whoever is active now and then in the hours of rest will be so at other hours, too. It is held against
+/// a share of so much, as is what could not have been seen yet.
+const WEIGHT_OF_REST: f64 = 0.35;
+const LITTLE_REST: f64 = 0.03;
 /// The longer a user is known, the more occasions there are for false alarms.
-const WEIGHT_OF_KNOWN: f64 = 0.25;
+const WEIGHT_OF_KNOWN: f64 = 0.2;
+/// Until a user was active on so many days, the fewer there are the less is known of what is rare.
+const KNOWN_DAYS: f64 = 60.0;
+const WEIGHT_OF_UNKNOWN: f64 = 1.0;
 /// Weekends are less regular.
 const WEEKEND: f64 = 0.6;
 
-/// Of a thousand days with activity of some user, 6.5 have a session at least this surprising: for an app of
-/// 25 active users a day, so many in 30 days.
-const LEVEL: f64 = 12.55;
+/// Of a thousand days with activity of some user, 5.6 have a session at least this surprising: for an app of
+/// 30 active users a day, so many in 30 days.
+const LEVEL: f64 = 11.4;
 const MONTHLY_AT_LEVEL: f64 = 5.0;
 /// Each nat more makes it so many nats rarer.
-const RARER: f64 = 1.3;
+const RARER: f64 = 1.2;
 
 /// One session in a hundred is more surprising than this.
-const UNUSUAL: f64 = 12.0;
+const UNUSUAL: f64 = 11.0;
 
 /// How unusual it is for a session to begin at a time.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,15 +75,15 @@ pub struct Surprise {
 }
 
 impl Surprise {
-    /// Of the beginning of a session at `at`, in seconds since the epoch, for a user with this rhythm, of
-    /// whom another was told lately or not; `None` at a usual hour, and for one without a rhythm.
-    pub fn of(rhythm: &Rhythm, at: u32, told_lately: bool) -> Option<Self> {
+    /// Of the beginning of a session at `at`, in seconds since the epoch, for a user with this rhythm; `None`
+    /// at a usual hour, and for one without a rhythm.
+    pub fn of(rhythm: &Rhythm, at: u32) -> Option<Self> {
         let hour = hour_of(at);
         let usual = Usual::unless_now(rhythm, hour)?;
         if usual.quietest() > NO_RHYTHM {
             return None;
         }
-        let shifts = usual.shifts(rhythm, if told_lately { MOVES_AFTER_ALARM } else { MOVES });
+        let shifts = usual.shifts(rhythm);
         let (sessions, near) = rhythm
             .recent()
             .fold((0.0, 0.0), |(sessions, near), began| (sessions + 1.0, near + tent(hour - began, NEAR)));
@@ -92,9 +99,12 @@ impl Surprise {
             let (here, beside) = (under[shift], under[(shift + 23) % 24].min(under[(shift + 1) % 24]));
             here - BESIDE * (here - beside).max(0.0)
         };
+        let days = f64::from(rhythm.days());
         let nats =
             shifts.iter().enumerate().map(|(shift, probability)| probability * around(shift)).sum::<f64>()
-                - WEIGHT_OF_KNOWN * f64::from(rhythm.days()).ln()
+                - WEIGHT_OF_REST * (rhythm.at_rest() / LITTLE_REST + 1.0).ln()
+                - WEIGHT_OF_KNOWN * days.ln()
+                - WEIGHT_OF_UNKNOWN * (KNOWN_DAYS / days).max(1.0).ln()
                 - if is_weekend(at) { WEEKEND } else { 0.0 };
         Some(Self { nats, rate: usual.a_day * usual.share(hour) })
     }
@@ -102,6 +112,11 @@ impl Surprise {
     /// Whether it is so unusual that it says little about what is usual.
     pub fn is_unusual(&self) -> bool {
         self.nats > UNUSUAL
+    }
+
+    /// Whether it is as rare as what an app is told by default.
+    pub fn is_rare(&self) -> bool {
+        self.nats > LEVEL
     }
 
     /// In 30 days, an app has to expect so many at least as unusual.
@@ -147,7 +162,7 @@ impl Usual {
     }
 
     /// How likely it is that the user's day is shifted by so many hours, as the last sessions have it.
-    fn shifts(&self, rhythm: &Rhythm, moves: f64) -> [f64; 24] {
+    fn shifts(&self, rhythm: &Rhythm) -> [f64; 24] {
         let mut shifts = [MOVED_BEFORE / 24.0; 24];
         shifts[0] += 1.0 - MOVED_BEFORE;
         for began in rhythm.recent().rev() {
@@ -155,7 +170,7 @@ impl Usual {
             let mut all = 0.0;
             for (shift, probability) in shifts.iter_mut().enumerate() {
                 let share = self.shares[(half + 48 - 2 * shift) % 48].max(LEAST);
-                *probability = ((1.0 - moves) * *probability + moves / 24.0) * share;
+                *probability = ((1.0 - MOVES) * *probability + MOVES / 24.0) * share;
                 all += *probability;
             }
             shifts.iter_mut().for_each(|probability| *probability /= all);

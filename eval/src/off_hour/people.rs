@@ -31,6 +31,8 @@ pub struct Person {
     pub calls: Vec<i64>,
     /// How often they were in which time zone, in seconds ahead of UTC.
     zones: BTreeMap<i64, usize>,
+    /// How many of the calls were from 2 to 5 in the morning where they were.
+    own_night: usize,
 }
 
 impl Person {
@@ -64,6 +66,18 @@ impl Person {
         self.hours(self.zone())[1..6].iter().sum::<usize>() as f64 / self.calls.len() as f64
     }
 
+    /// The share of the activity from 2 to 5 in the morning where they were.
+    pub fn at_own_night(&self) -> f64 {
+        self.own_night as f64 / self.calls.len() as f64
+    }
+
+    /// The scores of these alarms, of person `n`, that count.
+    pub fn settled_scores(&self, n: usize, alarms: &[Alarm]) -> Vec<f64> {
+        let first = self.settled_days().first().map_or(i64::MAX, |day| day * DAY);
+        let count = alarms.iter().filter(|alarm| alarm.person == n && alarm.at >= first);
+        count.map(|alarm| alarm.score).collect()
+    }
+
     /// The three hours of UTC with the least activity, and its share.
     pub fn quietest(&self) -> (i64, f64) {
         let hours = self.hours(0);
@@ -91,9 +105,12 @@ pub fn people(data: &Path) -> anyhow::Result<Vec<Person>> {
             bot: bot == "1",
             calls: Vec::new(),
             zones: BTreeMap::new(),
+            own_night: 0,
         });
-        person.calls.push(at.parse()?);
-        *person.zones.entry(60 * offset.parse::<i64>()?).or_default() += 1;
+        let (at, zone) = (at.parse::<i64>()?, 60 * offset.parse::<i64>()?);
+        person.calls.push(at);
+        *person.zones.entry(zone).or_default() += 1;
+        person.own_night += usize::from((2 * HOUR..5 * HOUR).contains(&(at + zone).rem_euclid(DAY)));
     }
     let mut people: Vec<Person> = people.into_values().collect();
     people.iter_mut().for_each(|person| person.calls.sort_unstable());
@@ -109,8 +126,11 @@ pub struct Alarm {
     pub score: f64,
 }
 
-/// The alarms of the rule over what these people did, each at their own times.
-pub fn alarms<'a>(people: impl IntoIterator<Item = (usize, &'a Person, Vec<i64>)>) -> Vec<Alarm> {
+/// The alarms of the rule, set so, over what these people did, each at their own times.
+pub fn alarms<'a>(
+    settings: &SettingsOf,
+    people: impl IntoIterator<Item = (usize, &'a Person, Vec<i64>)>,
+) -> Vec<Alarm> {
     let mut calls = Vec::new();
     for (n, person, times) in people {
         calls.extend(times.into_iter().map(|at| (at, n, person)));
@@ -119,7 +139,7 @@ pub fn alarms<'a>(people: impl IntoIterator<Item = (usize, &'a Person, Vec<i64>)
     let whose: Vec<usize> = calls.iter().map(|(_, n, _)| *n).collect();
     let traces = (0_u128..).zip(calls).map(|(id, (at, _, person))| trace(id, person, at));
     let mut alarms = Vec::new();
-    backtest(traces, &SettingsOf::default(), &mut [], |detection| {
+    backtest(traces, settings, &mut [], |detection| {
         if detection.rule == "off_hour" && detection.phase == "started" {
             let deciding = detection.deciding_event_id.parse::<Uuid>().map_or(0, |id| id.as_u128() as usize);
             let at = Time::from_micros(detection.detected_at).secs();
