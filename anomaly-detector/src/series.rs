@@ -5,8 +5,9 @@
 //! they were at this time of day in the last seven days, and how far the series is from being as restless
 //! as usual. What each way shows is compared with all that it showed before: the surprise is the negative
 //! logarithm of how often so much is to be expected, where what was never seen follows an exponential tail.
-//! The four are added up. The longer the history, the more it takes, since there were more occasions. After
-//! a surprise the next has to be greater for most of a day, so that an episode is told once.
+//! The four are added up. Until a week was seen, what it holds may still be new, and they count for less. The
+//! longer the history, the more it takes, since there were more occasions. After a surprise the next has to be
+//! greater for most of a day, so that an episode is told once.
 //!
 //! The score of a row depends on it and the rows before it alone.
 
@@ -34,7 +35,7 @@ const BAR_DAYS: f64 = 0.7;
 const BAR_ROWS: (f64, f64) = (30.0, 600.0);
 /// The days before that are compared at the same time of day, and how far around it in seconds.
 const SEASON_DAYS: usize = 7;
-const SEASON_AROUND: f64 = 1_800.0;
+const SEASON_AROUND: f64 = 600.0;
 const SEASON_ROWS: usize = 6;
 /// The steps between values whose size tells how restless the series is, and the week with which that is
 /// compared, in rows.
@@ -157,7 +158,8 @@ impl Series {
             self.unseasonal.surprise(unseasonal),
             self.unlike.surprise(unlike),
         ];
-        self.told_once(row, surprise.into_iter().map(|one| one.min(MOST)).sum())
+        let all: f64 = surprise.into_iter().map(|one| one.min(MOST)).sum();
+        self.told_once(row, all * self.known(row))
     }
 
     /// Learns how far apart the rows are.
@@ -172,6 +174,13 @@ impl Series {
     fn rows_a_day(&self) -> f64 {
         let interval = self.steps.get(self.steps.len() / 2).copied().unwrap_or(DAY);
         DAY / interval.max(1.0)
+    }
+
+    /// What a surprise counts for: all of it once the days before hold a whole season, half of it after the
+    /// first of them.
+    fn known(&self, row: usize) -> f64 {
+        let seasons = row as f64 / self.rows_a_day() / SEASON_DAYS as f64;
+        seasons.min(1.0).cbrt()
     }
 
     /// How far the last values are from those at the same time of day.
@@ -310,6 +319,15 @@ mod tests {
             scores((0..4_000).map(|row| wave(row) * if (3_000..3_030).contains(&row) { 5.0 } else { 1.0 }));
         let high: Vec<usize> = (600..4_000).filter(|row| burst[*row] >= THRESHOLD).collect();
         assert_eq!(high, [3_000]);
+    }
+
+    #[test]
+    fn before_a_week_was_seen_the_same_burst_counts_for_less() {
+        let burst_at = |begins: usize| {
+            let burst = scores((0..4_000).map(|row| wave(row) * if row >= begins { 2.0 } else { 1.0 }));
+            burst[begins]
+        };
+        assert!(burst_at(600) < burst_at(2_100), "{} {}", burst_at(600), burst_at(2_100));
     }
 
     #[test]

@@ -37,7 +37,14 @@ pub fn measure(data: &Path) -> anyhow::Result<Vec<Line>> {
             measured: on_tweets.false_positives.to_string(),
             reached: on_tweets.false_positives <= 10,
         },
+        held_out_line(
+            "series: NAB realTweets, threshold of each file from the others",
+            84.0,
+            &tweets,
+            standard,
+        ),
         line("series: NAB (33 files of four kinds), standard", "", 70.0, &on_all),
+        held_out_line("series: NAB, threshold of each file from the others", 70.0, &all, standard),
         line("series: NAB, the same at the threshold of 0.5", "", 70.0, &at(&all, standard, THRESHOLD)),
     ];
     for (name, profile) in profiles.iter().filter(|(name, _)| *name != "standard") {
@@ -56,6 +63,28 @@ fn line(what: &str, best_known: &str, reach: f64, outcome: &Outcome) -> Line {
             outcome.score, outcome.found, outcome.windows, outcome.false_positives, outcome.threshold
         ),
         reached: outcome.score >= reach,
+    }
+}
+
+/// Each file at the threshold that earns most on the others; the scores weigh as many windows as they stand for.
+fn held_out_line(what: &str, reach: f64, files: &[&Scored], cost: Cost) -> Line {
+    let (mut score, mut windows, mut false_positives) = (0.0, 0, 0);
+    for file in files {
+        let others: Vec<&Scored> = files.iter().copied().filter(|other| other.name != file.name).collect();
+        let outcome = at(&[file], cost, best(&others, cost).threshold);
+        if !file.windows.is_empty() {
+            score += outcome.score * file.windows.len() as f64;
+            windows += file.windows.len();
+        }
+        false_positives += outcome.false_positives;
+    }
+    let score = score / windows.max(1) as f64;
+    Line {
+        what: what.to_owned(),
+        best_known: String::new(),
+        reach: format!(">= {reach}"),
+        measured: format!("{score:.1} ({false_positives} false positives)"),
+        reached: score >= reach,
     }
 }
 
