@@ -7,10 +7,21 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use common::{at, trace};
-use panopticon_anomaly_detector::{app_rules, detector::SourcesRule, rules, settings::SettingsOf};
+use panopticon_anomaly_detector::{
+    app_rules,
+    detector::SourcesRule,
+    rules,
+    settings::{Settings, SettingsOf},
+};
 use panopticon_core::{
     api::RateLimitBody,
     stage::{Findings, Rule},
@@ -206,6 +217,34 @@ fn rollups(records: &[Vec<AcceptedTrace>]) -> Vec<Vec<Rollup>> {
     counts.collect()
 }
 
+/// A policy that changes all the time: rules go off and on again, users become quiet and are no longer.
+fn restless(changes: Vec<(bool, bool)>) -> SettingsOf {
+    let quiet = |user: &str| Settings { quiet_users: [user.to_owned()].into(), ..Settings::default() };
+    let off = Settings { burst: false, off_hour: false, failed_auth: false, ..Settings::default() };
+    let all = [Settings::default(), quiet("a"), quiet("b"), off].map(Arc::new);
+    let asked = AtomicUsize::new(0);
+    SettingsOf::new(move |_| {
+        // Each holds for a few questions.
+        let now = asked.fetch_add(1, Ordering::Relaxed) / 7 % changes.len();
+        let (a, b) = changes[now];
+        Arc::clone(&all[usize::from(a) + 2 * usize::from(b)])
+    })
+}
+
+/// Each episode has one beginning and one end, and what is told is what its end is about.
+fn each_ends_once(detections: &[Detection]) -> Result<(), TestCaseError> {
+    let mut phases: BTreeMap<&str, Vec<&Detection>> = BTreeMap::new();
+    for told in detections {
+        phases.entry(&told.detection_id).or_default().push(told);
+    }
+    for told in phases.values() {
+        let mut phases: Vec<&str> = told.iter().map(|told| told.phase.as_str()).collect();
+        phases.sort_unstable();
+        prop_assert_eq!(phases, ["ended", "started"], "{:?}", told[0]);
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -234,6 +273,19 @@ proptest! {
         let records = rollups(&after_a_history(records));
         let make = || app_rules(1_000, &SettingsOf::default());
         prop_assert_eq!(run(make, &records, &steps, true), run(make, &records, &steps, false));
+    }
+
+    #[test]
+    fn what_was_told_gets_its_end_once_whatever_becomes_of_the_policy_meanwhile(
+        records in records(),
+        steps in steps(),
+        changes in proptest::collection::vec(any::<(bool, bool)>(), 1..12),
+    ) {
+        let settings = restless(changes);
+        let by_user = after_a_history(records.clone());
+        each_ends_once(&run(|| rules(1_000, &settings).0, &by_user, &steps, true))?;
+        each_ends_once(&run(|| -> SourcesRule { rules(1_000, &settings).1 }, &denials(&records), &steps, true))?;
+        each_ends_once(&run(|| app_rules(1_000, &settings), &rollups(&by_user), &steps, true))?;
     }
 
     #[test]

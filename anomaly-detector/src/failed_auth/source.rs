@@ -139,7 +139,8 @@ impl Source {
         let trail = self.trail.as_ref()?;
         trail.ends(position).find_map(|last| {
             let end = trail.refusals[last].at;
-            if end < trail.attack.not_before() {
+            let not_before = trail.not_before(end);
+            if end < not_before {
                 return None;
             }
             let at_home = self.is_at_home(end);
@@ -159,7 +160,7 @@ impl Source {
             let first = counted.clone().next()?.at;
             (points >= ENOUGH).then(|| {
                 let swift = end.since(first) < WINDOW;
-                let returns = !at_home && end.since(trail.attack.not_before()) < Calm::Day.form().width;
+                let returns = !at_home && end.since(not_before) < Calm::Day.form().width;
                 let calm = match (swift, at_home) {
                     _ if returns => Calm::Day,
                     (false, _) => Calm::Day,

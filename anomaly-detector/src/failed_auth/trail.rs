@@ -130,10 +130,17 @@ impl Trail {
         }
     }
 
+    /// What happened before this counts for no attack that is met at `end`: it belongs to the one before,
+    /// whose end may still be waiting for what is outstanding.
+    pub(super) fn not_before(&self, end: Time) -> Time {
+        let form = self.calm.form();
+        if self.attack.covers(end, &form) { self.attack.not_before() } else { self.attack.over_from(&form) }
+    }
+
     /// The refused calls that count in a window of `width` that ends with the one at `last`.
     pub(super) fn counted(&self, last: usize, width: Duration) -> impl Iterator<Item = &Refusal> + Clone {
         let end = self.refusals.get(last).map_or(Time::EPOCH, |refusal| refusal.at);
-        let (start, not_before) = (end.minus(width), self.attack.not_before());
+        let (start, not_before) = (end.minus(width), self.not_before(end));
         let settled = end.minus(MAX_DELAY);
         self.refusals[..=last.min(self.refusals.len().saturating_sub(1))].iter().filter(move |refusal| {
             refusal.at > start
@@ -166,7 +173,7 @@ impl Trail {
         self.refusals.iter().filter(move |one| self.from < one.at && one.at <= until && !one.expired)
     }
 
-    /// Begins an attack whose evidence, in the window given, is enough.
+    /// Begins an attack whose evidence, in the window given, is enough; ends the one before.
     pub(super) fn begin(
         &mut self,
         (from, since): (Time, Time),
@@ -174,6 +181,7 @@ impl Trail {
         detection: Detection,
         findings: &mut Findings,
     ) {
+        self.end_attack(findings);
         (self.from, self.since) = (from, since);
         self.calm = calm;
         self.attack.begin(self.newest(), detection, findings);

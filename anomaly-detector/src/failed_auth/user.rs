@@ -156,7 +156,7 @@ impl UserFailedAuth {
     ) -> bool {
         let Some(trail) = self.trail.as_mut() else { return false };
         let end = trail.refusals[last].at;
-        if end < trail.attack.not_before() {
+        if end < trail.not_before(end) {
             return false;
         }
         let all: Vec<Refusal> = trail.counted(last, MEMORY).copied().collect();

@@ -84,6 +84,14 @@ impl Course {
         self.open.is_some() && at < Time::from_micros(self.last_over).plus(form.width)
     }
 
+    /// From when on what happens is no longer part of the open or last episode.
+    pub fn over_from(&self, form: &EpisodeForm) -> Time {
+        match self.open {
+            Some(_) => Time::from_micros(self.last_over).plus(form.width),
+            None => self.not_before(),
+        }
+    }
+
     /// See [`super::Entity::ends_at`].
     pub fn ends_at(&self, form: &EpisodeForm) -> Option<Time> {
         let calm = Time::from_micros(self.last_over.saturating_add(self.delay)).plus(form.width);
