@@ -2,8 +2,9 @@
 //!
 //! Stage `detector` looks at traces, by user, and copies those that name a source address to `denials`,
 //! cut by source, for stage `detector-sources`, and counts them by tool and second in `rollups`, cut by app,
-//! for stage `detector-apps`. Each shows its stream to a list of rules ([`part::Part`]), each in a file of its own: a new rule is a new file and a line in [`rules`]. Knows
-//! nothing of policies and of what an alarm leads to.
+//! for stage `detector-apps`. Each shows its stream to a list of rules ([`part::Part`]), each in a file of its
+//! own: a new rule is a new file and a line in [`rules`]. Knows nothing of what an alarm leads to; what an
+//! app wants to hear of it asks with each event ([`settings::SettingsOf`]).
 
 pub mod backtest;
 pub mod burst;

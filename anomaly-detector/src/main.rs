@@ -27,8 +27,8 @@ fn main() -> ExitCode {
 async fn run(process: Process) -> anyhow::Result<()> {
     let ports = process.ports(Needs::default()).await?;
     let topic = process.wait_for("traces", || ports.log.topic(Topic::Traces)).await?;
-    let stages =
-        panopticon_anomaly_detector::stages(&process.config.stages, topic.partitions, &SettingsOf::default());
+    let settings = SettingsOf::in_force(process.control(&ports).await?);
+    let stages = panopticon_anomaly_detector::stages(&process.config.stages, topic.partitions, &settings);
     run_stages(stages, process.runtime(&ports)).await;
     ports.close().await;
     Ok(())

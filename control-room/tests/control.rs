@@ -126,6 +126,28 @@ async fn a_policy_is_changed_only_by_who_has_read_it() {
 }
 
 #[tokio::test]
+async fn settings_of_the_rules_are_merged_and_reset() {
+    let house = House::open().await;
+    house.enable("shop").await;
+    let default = house.get("/apps/shop/policy").await.json["detection"].clone();
+    let whole = json!({"burst": true, "off_hour": true, "failed_auth": true, "alarms_a_month": 5.0,
+        "quiet_users": []});
+    assert_eq!(default, whole);
+    let set = async |detection: Value| {
+        house.patch("/apps/shop/policy", json!({"detection": detection})).await.json.clone()
+    };
+    set(json!({"off_hour": false, "quiet_users": ["loadtest", "a scanner"]})).await;
+    let both = set(json!({"alarms_a_month": 0.5})).await;
+    let merged = json!({"burst": true, "off_hour": false, "failed_auth": true, "alarms_a_month": 0.5,
+        "quiet_users": ["a scanner", "loadtest"]});
+    assert_eq!((&both["detection"], &both["version"]), (&merged, &json!(2)));
+    assert_eq!(house.patch("/apps/shop/policy", json!({"rate_limit": null})).await.json["version"], 2);
+    assert_eq!(set(json!({"off_hour": null})).await["detection"]["off_hour"], true);
+    let back = set(json!(null)).await;
+    assert_eq!((&back["detection"], &back["version"]), (&default, &json!(4)));
+}
+
+#[tokio::test]
 async fn a_setting_that_is_not_enforced_is_refused_by_its_name_and_not_saved() {
     let house = House::open().await;
     house.enable("shop").await;
@@ -138,6 +160,14 @@ async fn a_setting_that_is_not_enforced_is_refused_by_its_name_and_not_saved() {
         ("rate_limit.per_minute", json!({"rate_limit": {"per_minute": -1}})),
         ("rate_limit.per_minute", json!({"rate_limit": {"per_minute": 100_001}})),
         ("rate_limit.per_hour", json!({"rate_limit": {"per_hour": 1}})),
+        ("detection", json!({"detection": true})),
+        ("detection.off_hours", json!({"detection": {"off_hours": false}})),
+        ("detection.burst", json!({"detection": {"burst": "off"}})),
+        ("detection.alarms_a_month", json!({"detection": {"alarms_a_month": 0}})),
+        ("detection.alarms_a_month", json!({"detection": {"alarms_a_month": "5"}})),
+        ("detection.quiet_users", json!({"detection": {"quiet_users": "loadtest"}})),
+        ("detection.quiet_users[1]", json!({"detection": {"quiet_users": ["a", 2]}})),
+        ("detection.quiet_users[0]", json!({"detection": {"quiet_users": [""]}})),
         ("version", json!({"version": 4})),
         ("client_id", json!({"client_id": "other"})),
     ] {

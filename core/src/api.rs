@@ -6,7 +6,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{erasure::ErasedCounts, store::UsageCounts, time::Time, trace::AcceptedTrace};
+use crate::{
+    detection::DetectionSettings, erasure::ErasedCounts, store::UsageCounts, time::Time, trace::AcceptedTrace,
+};
 
 /// The base path of the control API.
 pub const BASE: &str = "/api/v1/panopticon";
@@ -140,6 +142,9 @@ pub struct PolicyAnswer {
     pub client_id: String,
     /// In force, be it the app's own or the default.
     pub rate_limit: RateLimitBody,
+    /// The same for the anomaly rules.
+    #[serde(default)]
+    pub detection: DetectionSettings,
     /// Grows by one with every change; in quotes, the ETag. 0: everything is as by default.
     pub version: u64,
     /// When it was last changed.

@@ -5,6 +5,7 @@ pub mod admission;
 pub mod api;
 pub mod config;
 pub mod control;
+pub mod detection;
 pub mod erasure;
 pub mod health;
 pub mod ids;

@@ -71,7 +71,7 @@ impl Server {
         stages.extend(panopticon_anomaly_detector::stages(
             &config.stages,
             partitions,
-            &SettingsOf::default(),
+            &SettingsOf::in_force(view.clone()),
         ));
         stages.extend(panopticon_guard_enforcer::stages(view.clone(), &config.stages, partitions));
         stages.extend(panopticon_webhook_dispatcher::stages(&config, writer.clone(), sealer.clone())?);

@@ -28,7 +28,7 @@ use crate::{
     access::{Caller, Need},
     answer::{ApiError, RETRY_AFTER_SECS},
     input::JsonBody,
-    ops,
+    ops::{self, erase::Named},
     room::Room,
 };
 
@@ -65,7 +65,7 @@ async fn erase(
     let deadline = Instant::now() + WAIT;
     let erasure_id = Uuid::new_v4();
     let (app, asked) = (client_id.clone(), request.clone());
-    let killed = room
+    let named = room
         .change(&caller, move |_, state: &ControlState, _| ops::erase::begin(state, &app, &asked, erasure_id))
         .await?;
     // From here on copies can only run out.
@@ -90,7 +90,7 @@ async fn erase(
     let app = client_id.clone();
     room.change(&caller, move |_, _, _| ops::erase::end(&app, erasure_id, &counts)).await?;
     info!(%client_id, %erasure_id, traces = counts.traces, "a person was erased");
-    Ok(answer(&room.config, client_id, erasure_id, counts, killed, began))
+    Ok(answer(&room.config, client_id, erasure_id, counts, named, began))
 }
 
 /// Waits until every stage has taken everything that was there when its turn came.
@@ -145,17 +145,24 @@ fn answer(
     client_id: ClientId,
     erasure_id: Uuid,
     counts: ErasedCounts,
-    killed: bool,
+    named: Named,
     began: Time,
 ) -> EraseAnswer {
     let (retention, webhooks) = (&config.retention, &config.webhooks);
     let deliveries =
         Duration::from_secs(webhooks.give_up_after_secs + u64::from(retention.deliveries_days) * 86_400);
     let mut notes = Vec::new();
-    if killed {
+    if named.killed {
         notes.push(
             "The user is under a kill, which is kept with their name, or it would end; so is what the audit \
              record says of it. Lift it with DELETE …/kill when it is no longer needed."
+                .to_owned(),
+        );
+    }
+    if named.quiet {
+        notes.push(
+            "The user is among the quiet users of the app's policy, which keeps their name; take it out of \
+             `detection.quiet_users` with PATCH …/policy when it is no longer needed."
                 .to_owned(),
         );
     }
@@ -207,14 +214,15 @@ mod tests {
 
     #[test]
     fn what_is_not_done_is_said() {
-        let of = |counts: ErasedCounts, killed| {
+        let of = |counts: ErasedCounts, named| {
             let app = ClientId::new("app").unwrap();
-            answer(&Config::default(), app, Uuid::nil(), counts, killed, Time::EPOCH)
+            answer(&Config::default(), app, Uuid::nil(), counts, named, Time::EPOCH)
         };
-        let all = of(ErasedCounts::default(), false);
+        let all = of(ErasedCounts::default(), Named::default());
         assert!(all.complete && all.notes.is_empty());
         assert_eq!(all.log_copies_gone_by, Time::from_secs((7 * 24 + 2) * 3_600));
-        let left = of(ErasedCounts { usage_left: 1, pending_deliveries: 2, ..Default::default() }, true);
-        assert_eq!((left.complete, left.notes.len()), (false, 3));
+        let left = ErasedCounts { usage_left: 1, pending_deliveries: 2, ..Default::default() };
+        let left = of(left, Named { killed: true, quiet: true });
+        assert_eq!((left.complete, left.notes.len()), (false, 4));
     }
 }

@@ -10,13 +10,22 @@ use uuid::Uuid;
 
 use super::{Decision, MAX_TEXT_BYTES, Refusal, checked_text};
 
-/// Notes that an erasure begins, before anything is touched; answers whether the person is under a kill.
+/// Where the control table names a person.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Named {
+    /// Under a kill.
+    pub killed: bool,
+    /// Among the quiet users of the app's policy.
+    pub quiet: bool,
+}
+
+/// Notes that an erasure begins, before anything is touched; answers where the person is still named.
 pub fn begin(
     state: &ControlState,
     client_id: &ClientId,
     request: &EraseRequest,
     erasure_id: Uuid,
-) -> Decision<bool> {
+) -> Decision<Named> {
     if request.user_sub.is_empty() {
         return Err(Refusal::invalid("user_sub", "must not be empty; traces without a user name nobody"));
     }
@@ -24,8 +33,11 @@ pub fn begin(
     if state.app_of(client_id).is_none() {
         return Err(Refusal::no_app(client_id.as_str()));
     }
-    let killed = state.kill(client_id.as_str(), &request.user_sub).is_some();
-    Ok((Some(note("user.erase", client_id, erasure_id, serde_json::Value::Null)), killed))
+    let named = Named {
+        killed: state.kill(client_id.as_str(), &request.user_sub).is_some(),
+        quiet: state.detection(client_id.as_str()).quiet_users.contains(&request.user_sub),
+    };
+    Ok((Some(note("user.erase", client_id, erasure_id, serde_json::Value::Null)), named))
 }
 
 /// Notes what was erased.

@@ -1,8 +1,11 @@
-//! An app's policy: what the guard enforcer goes by.
+//! An app's policy: what the guard enforcer and the anomaly rules go by.
+
+mod detection;
 
 use panopticon_core::{
     api::{PolicyAnswer, RateLimitBody},
     control::{Change, ControlState, key},
+    detection::DetectionSettings,
     ids::ClientId,
     proto::control::{Policy, RateLimit},
     time::Time,
@@ -11,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Decision, Refusal, RefusalKind};
 
-/// What a PATCH says about one setting.
+/// What a PATCH says about the rate limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wish {
     /// Nothing.
@@ -26,15 +29,17 @@ enum Wish {
 #[derive(Debug)]
 pub struct PolicyPatch {
     rate_limit: Wish,
+    detection: detection::Wish,
 }
 
 impl PolicyPatch {
     /// Reads the body of a PATCH for `client_id`.
     pub fn parse(body: &Map<String, Value>, client_id: &ClientId) -> Result<Self, Refusal> {
-        let mut rate_limit = Wish::Keep;
+        let (mut rate_limit, mut detection) = (Wish::Keep, detection::Wish::Keep);
         for (name, value) in body {
             match name.as_str() {
                 "rate_limit" => rate_limit = parse_rate_limit(value)?,
+                "detection" => detection = detection::parse(value)?,
                 "client_id" if value.as_str() == Some(client_id.as_str()) => {}
                 "client_id" => return Err(Refusal::invalid("client_id", "is another app than the path's")),
                 "version" | "updated_at" => {
@@ -48,14 +53,15 @@ impl PolicyPatch {
                     return Err(Refusal {
                         kind: RefusalKind::NotSupported,
                         description: format!(
-                            "this version enforces no setting `{shown}`, so it is not saved either; it knows `rate_limit`"
+                            "this version enforces no setting `{shown}`, so it is not saved either; it knows `rate_limit` \
+                             and `detection`"
                         ),
                         field: Some(shown),
                     });
                 }
             }
         }
-        Ok(Self { rate_limit })
+        Ok(Self { rate_limit, detection })
     }
 }
 
@@ -104,6 +110,7 @@ fn answer(client_id: &ClientId, own: &Policy) -> PolicyAnswer {
             per_minute: limit.per_minute,
             per_tool_per_minute: limit.per_tool_per_minute,
         }),
+        detection: own.detection.as_ref().map_or_else(DetectionSettings::default, Into::into),
         version: own.version,
         updated_at: (own.version > 0).then(|| Time::from_micros(own.updated_at)),
     }
@@ -139,7 +146,8 @@ pub fn patch(
             per_tool_per_minute: per_tool_per_minute.unwrap_or(in_force.per_tool_per_minute),
         }),
     };
-    if rate_limit == old.rate_limit {
+    let detection = patch.detection.onto(old.detection.as_ref());
+    if rate_limit == old.rate_limit && detection == old.detection {
         return Ok((None, answer(client_id, &old)));
     }
     let policy = Policy {
@@ -147,9 +155,14 @@ pub fn patch(
         version: old.version + 1,
         rate_limit,
         updated_at: now.micros(),
+        detection,
     };
     let mut change =
         Change::put("policy.update", client_id.as_str(), key("policy", &[client_id.as_str()]), Some(&policy));
-    change.detail = json!({"version": policy.version, "rate_limit": policy.rate_limit});
+    change.detail = json!({
+        "version": policy.version,
+        "rate_limit": policy.rate_limit,
+        "detection": detection::for_audit(policy.detection.as_ref()),
+    });
     Ok((Some(change), answer(client_id, &policy)))
 }

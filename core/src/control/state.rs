@@ -12,7 +12,7 @@ use prost::Message as _;
 use tracing::warn;
 
 use super::parse_key;
-use crate::{api::RateLimitBody, ids::ClientId, secrets::digest, time::Time};
+use crate::{api::RateLimitBody, detection::DetectionSettings, ids::ClientId, secrets::digest, time::Time};
 
 /// A valid PAK and what it stands for.
 #[derive(Debug, Clone)]
@@ -50,6 +50,9 @@ pub struct ControlState {
     apps: HashMap<String, Arc<App>>,
     paks: HashMap<[u8; 32], PakEntry>,
     policies: HashMap<String, Arc<Policy>>,
+    /// Of the apps whose policy says something of it; asked for with every trace.
+    detection: HashMap<String, Arc<DetectionSettings>>,
+    default_detection: Arc<DetectionSettings>,
     /// By app, then user; the empty user is the whole app.
     kills: HashMap<String, HashMap<String, Arc<Kill>>>,
     webhooks: HashMap<String, Arc<WebhookEndpoint>>,
@@ -81,10 +84,7 @@ impl ControlState {
     ) -> Result<(), prost::DecodeError> {
         match (kind, parts) {
             ("app", [client_id]) => self.put_app(client_id, value.map(App::decode).transpose()?),
-            ("policy", [client_id]) => match value.map(Policy::decode).transpose()? {
-                Some(policy) => drop(self.policies.insert(client_id.clone(), Arc::new(policy))),
-                None => drop(self.policies.remove(client_id)),
-            },
+            ("policy", [client_id]) => self.put_policy(client_id, value.map(Policy::decode).transpose()?),
             ("kill", [client_id, rest @ ..]) => {
                 let user = rest.first().cloned().unwrap_or_default();
                 match value.map(Kill::decode).transpose()? {
@@ -140,6 +140,17 @@ impl ControlState {
             }
         }
         self.apps.insert(client_id.to_owned(), app);
+    }
+
+    fn put_policy(&mut self, client_id: &str, policy: Option<Policy>) {
+        match policy.as_ref().and_then(|policy| policy.detection.as_ref()) {
+            Some(said) => drop(self.detection.insert(client_id.to_owned(), Arc::new(said.into()))),
+            None => drop(self.detection.remove(client_id)),
+        }
+        match policy {
+            Some(policy) => drop(self.policies.insert(client_id.to_owned(), Arc::new(policy))),
+            None => drop(self.policies.remove(client_id)),
+        }
     }
 
     fn put_webhook(&mut self, id: &str, endpoint: Option<WebhookEndpoint>) {
@@ -198,6 +209,11 @@ impl ControlState {
                 RateLimitBody { per_minute: own.per_minute, per_tool_per_minute: own.per_tool_per_minute }
             }
         }
+    }
+
+    /// The anomaly rules' settings in force for an app: its own or the default.
+    pub fn detection(&self, client_id: &str) -> Arc<DetectionSettings> {
+        Arc::clone(self.detection.get(client_id).unwrap_or(&self.default_detection))
     }
 
     /// Whether the app, or this user of it, is under a kill.
@@ -329,6 +345,18 @@ mod tests {
         state.apply(key("kill", &["app"]).as_bytes(), None);
         state.apply(user_key.as_bytes(), None);
         assert_eq!(state.guard("app", "user/1"), None);
+    }
+
+    #[test]
+    fn an_app_without_settings_of_its_own_has_the_default_ones_also_after_it_had_others() {
+        use panopticon_proto::control::DetectionSettings as Said;
+        let mut state = ControlState::default();
+        let policy = |detection| Policy { client_id: "app".to_owned(), detection, ..Policy::default() };
+        let off = Said { off_hour: Some(false), ..Said::default() };
+        put(&mut state, key("policy", &["app"]), &policy(Some(off)));
+        assert!(!state.detection("app").off_hour && state.detection("other").off_hour);
+        put(&mut state, key("policy", &["app"]), &policy(None));
+        assert!(state.detection("app").off_hour);
     }
 
     #[test]

@@ -136,6 +136,17 @@ async fn a_policy_is_shown_and_set(s: &System) {
         let error = logi(s, &[&["policy", &id], words].concat()).await.failed();
         assert!(error.contains("not_supported"), "{error}");
     }
+    let detection = r#"{"off_hour":false,"alarms_a_month":0.5,"quiet_users":["loadtest"]}"#;
+    let set = logi(s, &["policy", &id, "--detection", detection, "--json"]).await.json();
+    let in_force = json!({"burst": true, "off_hour": false, "failed_auth": true, "alarms_a_month": 0.5,
+        "quiet_users": ["loadtest"]});
+    assert_eq!(set["detection"], in_force);
+    let table = logi(s, &["policy", &id]).await.done();
+    for line in ["rule off_hour                  off", "quiet users                    loadtest"] {
+        assert!(table.contains(line), "{table}");
+    }
+    let ran = logi(s, &["policy", &id, "--detection", r#"{"alarms_a_month":0}"#]).await;
+    assert!(ran.status == 2 && ran.err.contains("alarms_a_month"), "{ran:?}");
     let back = logi(s, &["policy", &id, "--rate-limit", "null", "--json"]).await.json();
     assert_eq!(back["rate_limit"]["per_minute"], 60);
 }

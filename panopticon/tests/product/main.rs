@@ -18,6 +18,7 @@ mod cli_webhooks;
 mod configuration;
 mod control;
 mod dead_letters;
+mod detection_settings;
 mod erase;
 mod exactly_once;
 mod failed_auth;
