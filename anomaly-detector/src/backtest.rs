@@ -1,14 +1,18 @@
-//! The same rules over a file of traces.
+//! The same rules over past traces, stored ones or those of a file.
 //!
-//! Time is that of the file: a trace arrives at its `received_at`, or at its `started_at` where it has
+//! Time is that of the traces: one arrives at its `received_at`, or at its `started_at` where it has
 //! none, and then is never late. Nothing else tells the time, so an episode that is open after the last
 //! trace stays open, and the same traces always give the same detections.
 
-use std::io::{self, BufRead, Write};
+use std::{
+    cell::RefCell,
+    io::{self, BufRead, Write},
+};
 
 use panopticon_core::{
     admission::{Refusal, trace_from_object},
     stage::{Findings, Rule},
+    store::StoreError,
     time::Time,
     trace::AcceptedTrace,
 };
@@ -98,6 +102,9 @@ pub enum BacktestError {
     /// The traces cannot be read.
     #[error("the traces cannot be read: {0}")]
     Read(#[source] io::Error),
+    /// The stored traces cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// A line is no trace.
     #[error("line {line}: {refusal}")]
     Line {
@@ -113,15 +120,9 @@ pub enum BacktestError {
 }
 
 /// Reads traces, one JSON object a line as `POST /panopticon/trace` takes it, optionally with the
-/// `received_at` of the gateway; puts them in the order in which they arrived (those that arrived at the
-/// same time stay as they are); and writes the detections, one JSON object a line. Holds the traces in
-/// memory, without what no rule looks at: some 300 bytes each.
-pub fn backtest_ndjson(
-    input: impl BufRead,
-    mut output: impl Write,
-    settings: &SettingsOf,
-    further: &mut [Box<dyn TraceRule>],
-) -> Result<Counts, BacktestError> {
+/// `received_at` of the gateway, and puts them in the order in which they arrived (those that arrived at the
+/// same time stay as they are). Holds them in memory, without what no rule looks at: some 300 bytes each.
+pub fn read_ndjson(input: impl BufRead) -> Result<Vec<AcceptedTrace>, BacktestError> {
     let mut traces = Vec::new();
     for (line, text) in (1_u64..).zip(input.split(b'\n')) {
         let text = text.map_err(BacktestError::Read)?;
@@ -130,14 +131,31 @@ pub fn backtest_ndjson(
         }
     }
     traces.sort_by_key(|accepted| accepted.received_at);
-    let mut written = Ok(());
-    let counts = backtest(traces, settings, further, |detection| {
-        if written.is_ok() {
-            written = write_line(&mut output, &detection);
+    Ok(traces)
+}
+
+/// [`backtest`] over traces that are still being read, with detections that are still to be written: ends at
+/// the first error of either.
+pub fn backtest_to(
+    traces: impl IntoIterator<Item = Result<AcceptedTrace, BacktestError>>,
+    settings: &SettingsOf,
+    further: &mut [Box<dyn TraceRule>],
+    mut write: impl FnMut(&Detection) -> io::Result<()>,
+) -> Result<Counts, BacktestError> {
+    let failed = RefCell::new(None);
+    let readable = traces.into_iter().map_while(|trace| {
+        let go_on = failed.borrow().is_none();
+        trace.map_err(|error| *failed.borrow_mut() = Some(error)).ok().filter(|_| go_on)
+    });
+    let counts = backtest(readable, settings, further, |detection| {
+        if let Err(error) = write(&detection) {
+            failed.borrow_mut().get_or_insert(BacktestError::Write(error));
         }
     });
-    written.and_then(|()| output.flush()).map_err(BacktestError::Write)?;
-    Ok(counts)
+    match failed.into_inner() {
+        Some(error) => Err(error),
+        None => Ok(counts),
+    }
 }
 
 /// No trace of a backtest is too far ahead.
@@ -167,7 +185,8 @@ fn trace_of(text: &[u8]) -> Result<AcceptedTrace, Refusal> {
     })
 }
 
-fn write_line(output: &mut impl Write, detection: &Detection) -> io::Result<()> {
+/// Writes a detection as a line of JSON.
+pub fn write_json(output: &mut impl Write, detection: &Detection) -> io::Result<()> {
     let mut json = serde_json::to_value(detection)?;
     if let Value::Object(fields) = &mut json {
         // There is no wall clock in a backtest.

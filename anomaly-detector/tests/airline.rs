@@ -4,10 +4,10 @@
 use std::{fs::File, io::BufReader};
 
 use panopticon_anomaly_detector::{
-    backtest::{BacktestError, Counts, TraceRule, backtest_ndjson},
+    backtest::{BacktestError, Counts, TraceRule, backtest_to, read_ndjson, write_json},
     settings::SettingsOf,
 };
-use panopticon_core::api::RateLimitBody;
+use panopticon_core::{api::RateLimitBody, store::StoreError};
 use panopticon_guard_enforcer::rate_limit::RateLimitRule;
 use serde_json::Value;
 
@@ -22,7 +22,9 @@ fn airline() -> BufReader<flate2::read::GzDecoder<File>> {
 
 fn backtest(input: impl std::io::BufRead) -> (Counts, Vec<Value>) {
     let mut output = Vec::new();
-    let counts = backtest_ndjson(input, &mut output, &SettingsOf::default(), &mut rate_limit()).unwrap();
+    let traces = read_ndjson(input).unwrap().into_iter().map(Ok);
+    let write = |detection: &_| write_json(&mut output, detection);
+    let counts = backtest_to(traces, &SettingsOf::default(), &mut rate_limit(), write).unwrap();
     let lines = output.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     (counts, lines.map(|line| serde_json::from_slice(line).unwrap()).collect())
 }
@@ -68,15 +70,27 @@ fn the_order_of_the_lines_changes_nothing() {
 #[test]
 fn a_line_that_is_no_trace_is_named() {
     let mut text = String::from("\n{\"event_id\":\"7\"}\n");
-    let error = backtest_ndjson(text.as_bytes(), Vec::new(), &SettingsOf::default(), &mut []).unwrap_err();
+    let error = read_ndjson(text.as_bytes()).unwrap_err();
     assert!(matches!(error, BacktestError::Line { line: 2, .. }), "{error}");
     text = "[]".to_owned();
-    assert!(
-        backtest_ndjson(text.as_bytes(), Vec::new(), &SettingsOf::default(), &mut [])
-            .unwrap_err()
-            .to_string()
-            .starts_with("line 1: ")
-    );
+    assert!(read_ndjson(text.as_bytes()).unwrap_err().to_string().starts_with("line 1: "));
+}
+
+#[test]
+fn a_backtest_ends_where_reading_or_writing_fails() {
+    let traces = || read_ndjson(airline()).unwrap().into_iter().map(Ok);
+    let away = || StoreError::Unavailable("away".to_owned());
+    let cut = traces().take(100).chain([Err(away().into())]).chain(traces());
+    let error = backtest_to(cut, &SettingsOf::default(), &mut rate_limit(), |_| Ok(())).unwrap_err();
+    assert!(matches!(error, BacktestError::Store(_)), "{error}");
+    let (mut written, mut read) = (0, 0);
+    let counted = traces().inspect(|_| read += 1);
+    let full = |_: &_| {
+        written += 1;
+        Err(std::io::ErrorKind::StorageFull.into())
+    };
+    let error = backtest_to(counted, &SettingsOf::default(), &mut rate_limit(), full).unwrap_err();
+    assert!(matches!(error, BacktestError::Write(_)) && written == 1 && read < 1_316, "{error}, {read} read");
 }
 
 #[test]

@@ -20,3 +20,5 @@ mod when;
 
 pub use args::{Logi, run};
 pub use connection::install_tls;
+pub use output::{plain, shown};
+pub use when::When;

@@ -112,7 +112,7 @@ fn fit(table: &mut comfy_table::Table, heading: &[&str], width: u16) {
 
 /// `text` with everything that a terminal could take for a command, or that could make it look like
 /// something else, written out as `\u{…}`.
-pub(crate) fn plain(text: &str) -> String {
+pub fn plain(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
         if plays_tricks(c) { shown.extend(c.escape_unicode()) } else { shown.push(c) }
@@ -144,7 +144,7 @@ fn plays_tricks(c: char) -> bool {
 }
 
 /// A time as people read it.
-pub(crate) fn shown(time: Time) -> String {
+pub fn shown(time: Time) -> String {
     format!("{:.0}", time.to_jiff())
 }
 

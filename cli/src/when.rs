@@ -7,7 +7,7 @@ use panopticon_core::time::{Clock as _, SystemClock, Time};
 
 /// What `--since` and `--until` take: an RFC 3339 time, a date, or a span back from now such as `2h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum When {
+pub enum When {
     /// A point in time.
     At(Time),
     /// A whole day.
@@ -16,7 +16,7 @@ pub(crate) enum When {
 
 impl When {
     /// Reads a command-line value.
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, String> {
         if let Some(time) = Time::parse_rfc3339(text) {
             return Ok(Self::At(time));
         }
@@ -34,7 +34,7 @@ impl When {
     }
 
     /// Its first instant; days are UTC days.
-    pub(crate) fn start(self) -> Time {
+    pub fn start(self) -> Time {
         match self {
             Self::At(time) => time,
             Self::On(date) => midnight(date),
@@ -42,7 +42,7 @@ impl When {
     }
 
     /// Its last instant.
-    pub(crate) fn end(self) -> Time {
+    pub fn end(self) -> Time {
         match self {
             Self::At(time) => time,
             Self::On(date) => {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::stream::BoxStream;
 use panopticon_proto::log::{AuditEntry, Delivery, Detection, GuardAction};
 use serde::{Deserialize, Serialize};
 
@@ -175,6 +176,12 @@ pub struct Page<T> {
     pub more: bool,
 }
 
+/// Stored traces on their way out, in parts; the last one where reading failed.
+pub type Arrivals = BoxStream<'static, Result<Vec<AcceptedTrace>, StoreError>>;
+
+/// The most traces of one part of [`Arrivals`].
+pub const ARRIVALS_PART: usize = 5_000;
+
 /// The trace store.
 #[async_trait]
 pub trait TraceStore: Send + Sync + 'static {
@@ -199,6 +206,11 @@ pub trait TraceStore: Send + Sync + 'static {
         client_id: &ClientId,
         query: &TimelineQuery,
     ) -> Result<Page<AcceptedTrace>, StoreError>;
+
+    /// An app's traces that were received from `since` to `until` inclusive, in the order in which they were
+    /// received and, of those received at the same time, of the log. Each part is read when it is asked for,
+    /// so what is held does not grow with what there is. Never shows a row past its time.
+    fn arrivals(&self, client_id: &ClientId, since: Time, until: Time) -> Arrivals;
 
     /// The traces with this event id, of whichever app.
     async fn find(&self, event_id: EventId) -> Result<Vec<AcceptedTrace>, StoreError>;

@@ -41,7 +41,7 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Send a file of traces
     Replay(panopticon_cli::replay::ReplayArgs),
-    /// Run the rules over a file of traces and write what they would have found
+    /// Run the rules over stored traces, or a file of them, and show what they would have found
     Backtest(backtest::BacktestArgs),
     /// Bring topics and tables to this version's form
     Migrate(CommonArgs),
@@ -86,7 +86,7 @@ fn main() -> ExitCode {
             Command::Replay(replay) => return Ok(panopticon_cli::replay::run(replay).await),
             Command::Serve(args) => run_serve(args).await?,
             Command::Demo(args) => return demo::run(args).await,
-            Command::Backtest(args) => backtest::run(&args)?,
+            Command::Backtest(args) => backtest::run(args).await?,
             Command::Migrate(args) => migrate(&args).await?,
             Command::Config(ConfigCommand::Check(args)) => check(&args)?,
         }

@@ -25,7 +25,7 @@ use tracing::{info, warn};
 
 pub use self::{
     http::{bind, condition, serve},
-    ports::{NeedOfStore, Needs, Ports, migrate},
+    ports::{NeedOfStore, Needs, Ports, arrivals, migrate},
     stages::run_stages,
 };
 

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use panopticon_core::{
     config::{Config, Engine},
+    ids::ClientId,
     log::EventLog,
     seen::SeenSet,
     stage::Backoff,
-    store::TraceStore,
-    time::SharedClock,
+    store::{Arrivals, TraceStore},
+    time::{SharedClock, Time},
 };
 use panopticon_distributed::{clickhouse, kafka, redis};
 use tracing::{info, warn};
@@ -181,4 +182,28 @@ pub async fn migrate(config: &Config, clock: SharedClock) -> anyhow::Result<()> 
     }
     info!("migrated");
     Ok(())
+}
+
+/// The stored traces of an app that were received in a period, as [`TraceStore::arrivals`] brings them; beside a
+/// running system, which it does not disturb.
+pub async fn arrivals(
+    config: &Config,
+    clock: SharedClock,
+    client_id: &ClientId,
+    since: Time,
+    until: Time,
+) -> anyhow::Result<Arrivals> {
+    match config.engine {
+        Engine::Distributed => {
+            let store = clickhouse::ClickhouseStore::connect(config, clock).await?;
+            Ok(store.arrivals(client_id, since, until))
+        }
+        #[cfg(feature = "embedded")]
+        Engine::Embedded => Ok(panopticon_embedded::arrivals(config, clock.now(), client_id, since, until)?),
+        #[cfg(not(feature = "embedded"))]
+        Engine::Embedded => {
+            let _ = (clock, client_id, since, until);
+            anyhow::bail!("this program has no embedded engine; use `panopticon`");
+        }
+    }
 }

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use jiff::civil::Date;
 use panopticon_core::{
-    store::{StoreError, TimelineCursor, TimelineQuery},
+    store::{ARRIVALS_PART, StoreError, TimelineCursor, TimelineQuery},
     time::Time,
     trace::{AcceptedTrace, Status},
 };
@@ -103,6 +104,44 @@ pub async fn a_timeline_shows_what_its_filters_let_through<E: EngineUnderTest>(e
     }
 }
 
+async fn arrivals(ports: &Ports, since: Time, until: Time) -> Vec<AcceptedTrace> {
+    let mut parts = ports.store.arrivals(&client("app"), since, until);
+    let mut all = Vec::new();
+    while let Some(part) = parts.next().await {
+        let part = part.unwrap();
+        assert!((1..=ARRIVALS_PART).contains(&part.len()));
+        all.extend(part);
+    }
+    all
+}
+
+/// Whenever they began, and in whichever order they were stored; both ends of the time are included. Those
+/// received at the same time come in the order of the log.
+pub async fn traces_arrive_again_in_the_order_in_which_they_were_received<E: EngineUnderTest>(engine: E) {
+    let ports = engine.ports();
+    let now = ports.now();
+    let second = |n: u128| Time::from_micros(now.micros() - (n as i64) * 1_000_000);
+    // More than a part; what was received last is stored first, and what began last was received first.
+    let count = ARRIVALS_PART as u128 + 1_000;
+    let made: Vec<_> = (0..count)
+        .map(|n| {
+            trace(&client(if n % 10 == 9 { "other" } else { "app" }), n, second(count - n), second(n / 4))
+        })
+        .collect();
+    put_traces(&ports, 0, &made).await;
+    let mut wanted: Vec<&AcceptedTrace> =
+        made.iter().filter(|t| t.trace.client_id.as_str() == "app").collect();
+    wanted.sort_by_key(|trace| trace.received_at);
+    let all = arrivals(&ports, Time::EPOCH, now).await;
+    assert_eq!(all.iter().collect::<Vec<_>>(), wanted);
+
+    let (since, until) = (second(200), second(100));
+    wanted.retain(|trace| (since..=until).contains(&trace.received_at));
+    let some = arrivals(&ports, since, until).await;
+    assert_eq!(some.iter().collect::<Vec<_>>(), wanted);
+    assert!(arrivals(&ports, Time::EPOCH, second(count)).await.is_empty());
+}
+
 /// Two apps may use the same event id.
 pub async fn a_trace_is_found_by_its_id_and_known_by_app_and_id<E: EngineUnderTest>(engine: E) {
     let ports = engine.ports();
@@ -197,6 +236,7 @@ pub async fn no_row_is_shown_past_its_time_and_usage_stays<E: EngineUnderTest>(e
         engine.let_time_pass(DAY * days).await;
         let check = async |when: &str| {
             assert_eq!(ports.store.timeline(&app, &query).await.unwrap().items.len(), shown, "{when}");
+            assert_eq!(arrivals(&ports, Time::EPOCH, ports.now()).await.len(), shown, "{when}");
             assert_eq!(ports.store.find(event(1)).await.unwrap().len(), usize::from(shown > 10), "{when}");
             let wanted = [shown > 10, shown > 0];
             assert_eq!(ports.store.known(&known).await.unwrap(), wanted, "{when}");

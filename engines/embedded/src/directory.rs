@@ -37,7 +37,7 @@ impl Directory {
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
         write_pid(&mut lock).map_err(failed)?;
-        let database = path.join(DATABASE);
+        let database = database(path);
         // SQLite gives its further files the mode of this one.
         drop(open_private(&database).map_err(failed)?);
         Ok(Self { database, lock })
@@ -49,6 +49,11 @@ impl Drop for Directory {
         // The lock goes with the file in any case; the pid should not outlive it.
         let _ = self.lock.set_len(0);
     }
+}
+
+/// The database file of a data directory.
+pub(crate) fn database(path: &Path) -> PathBuf {
+    path.join(DATABASE)
 }
 
 fn make(path: &Path) -> io::Result<()> {

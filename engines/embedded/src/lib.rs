@@ -23,7 +23,13 @@ mod writer;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use panopticon_core::{
-    config::Config, log::EventLog, seen::SeenSet, store::TraceStore, time::SharedClock, topic::Topic,
+    config::Config,
+    ids::ClientId,
+    log::EventLog,
+    seen::SeenSet,
+    store::{Arrivals, TraceStore},
+    time::{SharedClock, Time},
+    topic::Topic,
 };
 use parking_lot::Mutex;
 use rusqlite::Connection;
@@ -76,6 +82,25 @@ pub enum OpenError {
         /// The latest that this build knows.
         known: usize,
     },
+    /// There is nothing to read.
+    #[error(
+        "there is no database {}: name the data directory of `panopticon serve` with --data-dir",
+        path.display()
+    )]
+    Missing {
+        /// Which file was looked for.
+        path: PathBuf,
+    },
+    /// An earlier build has written it.
+    #[error(
+        "the data directory {} was written by an earlier version; `panopticon serve` or `panopticon migrate` \
+         of this version brings it up to date",
+        path.display()
+    )]
+    Older {
+        /// Which directory.
+        path: PathBuf,
+    },
     /// The file is damaged, or the disk does not take it.
     #[error("cannot open {}: {why}", path.display())]
     Database {
@@ -101,6 +126,8 @@ pub(crate) struct Core {
     clock: SharedClock,
     config: Config,
     readers_each: usize,
+    database: PathBuf,
+    reader_cache_bytes: u64,
     /// Given back last of all.
     directory: Mutex<Option<Directory>>,
 }
@@ -157,13 +184,15 @@ impl Embedded {
             catalog,
             writer,
             log_readers: Readers::new(path.clone(), readers_each, reader_cache_bytes, LOG_READ_MAX),
-            store_readers: Readers::new(path, readers_each, reader_cache_bytes, QUERY_MAX),
+            store_readers: Readers::new(path.clone(), readers_each, reader_cache_bytes, QUERY_MAX),
             checkpointer,
             groups: Groups::default(),
             closing: watch::Sender::new(false),
             clock,
             config: config.clone(),
             readers_each,
+            database: path,
+            reader_cache_bytes,
             directory: Mutex::new(Some(directory)),
         });
         Ok(Self {
@@ -197,6 +226,37 @@ impl Embedded {
     pub fn take_leases(&self, stage: &'static str, topic: Topic) {
         self.core.groups.take_all(stage, topic);
     }
+}
+
+/// [`TraceStore::arrivals`] of a data directory that another process may be using: only reads.
+pub fn arrivals(
+    config: &Config,
+    now: Time,
+    client_id: &ClientId,
+    since: Time,
+    until: Time,
+) -> Result<Arrivals, OpenError> {
+    let database = directory::database(&config.data_dir);
+    if !database.exists() {
+        return Err(OpenError::Missing { path: database });
+    }
+    let path = config.data_dir.clone();
+    match schema::version(&database) {
+        Ok(found) if found > schema::VERSION => {
+            return Err(OpenError::Newer { path, found, known: schema::VERSION });
+        }
+        Ok(found) if found < schema::VERSION => return Err(OpenError::Older { path }),
+        Ok(_) => {}
+        Err(fault) => return Err(OpenError::Database { path: database, why: fault.to_string() }),
+    }
+    Ok(store::arrivals::arrivals(store::arrivals::Wanted {
+        database,
+        cache_bytes: config.embedded.cache_bytes / 2,
+        client_id: client_id.clone(),
+        since,
+        until,
+        raw_since: now.minus(config.retention.raw()),
+    }))
 }
 
 impl Core {

@@ -1,9 +1,9 @@
 //! The tables of the file, how they came to be, and how connections are set.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use panopticon_core::config::RetentionConfig;
-use rusqlite::Connection;
+use rusqlite::{Connection, OpenFlags};
 
 use crate::{fault::Fault, views};
 
@@ -18,6 +18,9 @@ const STATEMENTS: usize = 128;
 
 /// What leads from each version of the file to the next. Never changed once released, only added to.
 const MIGRATIONS: &[&str] = &[LOG_AND_SEEN, STORE, REPLAYS];
+
+/// The version of this build's files.
+pub(crate) const VERSION: usize = MIGRATIONS.len();
 
 const LOG_AND_SEEN: &str = "
     CREATE TABLE log_partitions (
@@ -152,19 +155,27 @@ impl<E: Into<Fault>> From<E> for MigrateError {
     }
 }
 
+/// The version of a file, which is only read.
+pub(crate) fn version(database: &Path) -> Result<usize, Fault> {
+    let conn = Connection::open_with_flags(database, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    conn.busy_timeout(BUSY_TIMEOUT)?;
+    let found: u32 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    Ok(found as usize)
+}
+
 /// Brings a new or older file to the present version.
 pub(crate) fn migrate(conn: &mut Connection, retention: &RetentionConfig) -> Result<(), MigrateError> {
     conn.execute_batch(&format!("PRAGMA page_size={PAGE_BYTES}; PRAGMA journal_mode=WAL;"))?;
     let found: u32 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let found = found as usize;
-    if found > MIGRATIONS.len() {
-        return Err(MigrateError::Newer { found, known: MIGRATIONS.len() });
+    if found > VERSION {
+        return Err(MigrateError::Newer { found, known: VERSION });
     }
     let tx = conn.transaction()?;
     for step in &MIGRATIONS[found..] {
         tx.execute_batch(step)?;
     }
-    tx.execute_batch(&format!("PRAGMA user_version={}", MIGRATIONS.len()))?;
+    tx.execute_batch(&format!("PRAGMA user_version={}", VERSION))?;
     tx.execute_batch(&views::all())?;
     let raw_us = i64::try_from(retention.raw().as_micros()).unwrap_or(i64::MAX);
     tx.execute("INSERT OR REPLACE INTO store_settings VALUES (1, ?1)", [raw_us])?;

@@ -12,6 +12,7 @@
 
 mod support;
 
+mod backtest;
 mod bad_input;
 mod cli;
 mod cli_webhooks;

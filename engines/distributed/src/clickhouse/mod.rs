@@ -4,6 +4,7 @@
 //! [`ClickhouseStore`] puts batches in, exactly once, and answers the control room's queries. Rows are
 //! written in RowBinary by hand, so that a batch is kept until its outcome is known and can be cut in two.
 
+mod arrivals;
 mod batch;
 mod erase;
 mod erase_events;
@@ -27,8 +28,8 @@ use panopticon_core::{
     ids::{ClientId, EventId},
     proto::log::{AuditEntry, Delivery, Detection, GuardAction},
     store::{
-        Attempt, BatchRange, EventQuery, Page, RefusedRow, Rows, StoreError, TimelineQuery, TraceStore,
-        UsageCounts,
+        Arrivals, Attempt, BatchRange, EventQuery, Page, RefusedRow, Rows, StoreError, TimelineQuery,
+        TraceStore, UsageCounts,
     },
     time::{SharedClock, Time},
     trace::AcceptedTrace,
@@ -133,6 +134,10 @@ impl TraceStore for ClickhouseStore {
         query: &TimelineQuery,
     ) -> Result<Page<AcceptedTrace>, StoreError> {
         Ok(traces::timeline(&self.server, client_id, query, self.raw_from()).await?)
+    }
+
+    fn arrivals(&self, client_id: &ClientId, since: Time, until: Time) -> Arrivals {
+        arrivals::arrivals(self.server.clone(), client_id, since, until, self.raw_from())
     }
 
     async fn find(&self, event_id: EventId) -> Result<Vec<AcceptedTrace>, StoreError> {

@@ -173,7 +173,7 @@ impl Server {
         self.within(self.insert_timeout, send).await
     }
 
-    async fn within<T>(
+    pub(super) async fn within<T>(
         &self,
         timeout: Duration,
         work: impl Future<Output = Result<T, Error>>,
@@ -188,7 +188,7 @@ impl Server {
         }
     }
 
-    fn explain(&self, error: &Error) -> Failure {
+    pub(super) fn explain(&self, error: &Error) -> Failure {
         let text = format!("ClickHouse at {}: {}", self.url, shortened(&chain(error)));
         match error {
             Error::BadResponse(answer) => match code(answer) {

@@ -22,14 +22,14 @@ const KNOWN_IDS_PER_QUERY: usize = 2_000;
 const KNOWN_QUERIES: usize = 4;
 
 /// The condition that hides rows past their time.
-const RECEIVED: &str = "received_at > fromUnixTimestamp64Micro({raw_from:Int64}, 'UTC')";
+pub(super) const RECEIVED: &str = "received_at > fromUnixTimestamp64Micro({raw_from:Int64}, 'UTC')";
 
-const COLUMNS: &str = "event_id, client_id, user_sub, tool, scope_used, toUInt8(status) AS status_code, \
+pub(super) const COLUMNS: &str = "event_id, client_id, user_sub, tool, scope_used, toUInt8(status) AS status_code, \
                        started_at, duration_ms, session_id, agent, source_ip, error_code, attributes, \
                        received_at, late";
 
 #[derive(clickhouse::Row, serde::Deserialize)]
-struct TraceRow {
+pub(super) struct TraceRow {
     #[serde(with = "clickhouse::serde::uuid")]
     event_id: Uuid,
     client_id: String,
@@ -49,7 +49,7 @@ struct TraceRow {
 }
 
 impl TraceRow {
-    fn into_trace(self) -> Result<AcceptedTrace, Failure> {
+    pub(super) fn into_trace(self) -> Result<AcceptedTrace, Failure> {
         let client_id = ClientId::new(&self.client_id)
             .map_err(|why| Failure::Broken(format!("a row of `traces` has a client_id that {why}")))?;
         Ok(AcceptedTrace {

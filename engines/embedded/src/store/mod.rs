@@ -1,5 +1,6 @@
 //! The trace store.
 
+pub(crate) mod arrivals;
 mod erase;
 mod event_rows;
 mod events;
@@ -18,8 +19,8 @@ use panopticon_core::{
     ids::{ClientId, EventId},
     proto::log::{AuditEntry, Delivery, Detection, GuardAction},
     store::{
-        Attempt, BatchRange, EventQuery, Page, RefusedRow, Rows, StoreError, TimelineQuery, TraceStore,
-        UsageCounts,
+        Arrivals, Attempt, BatchRange, EventQuery, Page, RefusedRow, Rows, StoreError, TimelineQuery,
+        TraceStore, UsageCounts,
     },
     time::Time,
     trace::AcceptedTrace,
@@ -72,6 +73,17 @@ impl TraceStore for Store {
     ) -> Result<Page<AcceptedTrace>, StoreError> {
         let (client_id, query, raw_since) = (client_id.clone(), query.clone(), self.raw_since());
         self.query(move |conn| timeline::timeline(conn, &client_id, &query, raw_since)).await
+    }
+
+    fn arrivals(&self, client_id: &ClientId, since: Time, until: Time) -> Arrivals {
+        arrivals::arrivals(arrivals::Wanted {
+            database: self.core.database.clone(),
+            cache_bytes: self.core.reader_cache_bytes,
+            client_id: client_id.clone(),
+            since,
+            until,
+            raw_since: self.raw_since(),
+        })
     }
 
     async fn find(&self, event_id: EventId) -> Result<Vec<AcceptedTrace>, StoreError> {

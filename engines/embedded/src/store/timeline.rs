@@ -12,7 +12,8 @@ use uuid::Uuid;
 use super::{QUERY_ROWS_MAX, page, trace_ids::TraceIds, trace_rows::user_hash};
 use crate::fault::Fault;
 
-const COLUMNS: &str = "t.event_id, t.client_id, t.user_sub, t.tool, t.scope_used, t.status, t.started_at,
+pub(super) const COLUMNS: &str =
+    "t.event_id, t.client_id, t.user_sub, t.tool, t.scope_used, t.status, t.started_at,
     t.duration_ms, t.session_id, t.agent, t.source_ip, t.error_code, t.attributes, t.received_at, t.late";
 
 /// An app's traces received since `raw_since`, newest first.
@@ -104,7 +105,7 @@ pub(super) fn known(
     Ok(false)
 }
 
-fn trace_of(row: &Row<'_>) -> rusqlite::Result<AcceptedTrace> {
+pub(super) fn trace_of(row: &Row<'_>) -> rusqlite::Result<AcceptedTrace> {
     let impossible = |column: usize, why: &str| {
         rusqlite::Error::FromSqlConversionFailure(column, Type::Text, why.to_owned().into())
     };
