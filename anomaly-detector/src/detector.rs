@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use panopticon_core::{
     stage::{Findings, Rule, traces_of},
+    store::Activity,
     time::Time,
     trace::{AcceptedTrace, WireError},
 };
@@ -52,6 +53,10 @@ impl<E: Event> Rule for Rules<E> {
 
     fn observe(&mut self, event: &E, offset: u64, replay: bool, findings: &mut Findings) {
         self.parts.observe(event, offset, replay, findings);
+    }
+
+    fn learn(&mut self, activity: &Activity) {
+        self.parts.learn(activity);
     }
 
     fn ends_by(&self, now: Time) -> bool {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use panopticon_anomaly_detector::settings::SettingsOf;
 use panopticon_core::topic::Topic;
-use panopticon_process::{CommonArgs, Needs, Process, run_stages, worker};
+use panopticon_process::{CommonArgs, NeedOfStore, Needs, Process, run_stages, worker};
 
 /// Looks for anomalies in the traces and writes detections.
 #[derive(Debug, Parser)]
@@ -25,10 +25,15 @@ fn main() -> ExitCode {
 }
 
 async fn run(process: Process) -> anyhow::Result<()> {
-    let ports = process.ports(Needs::default()).await?;
+    let ports = process.ports(Needs { seen: false, store: NeedOfStore::Answers }).await?;
     let topic = process.wait_for("traces", || ports.log.topic(Topic::Traces)).await?;
     let settings = SettingsOf::in_force(process.control(&ports).await?);
-    let stages = panopticon_anomaly_detector::stages(&process.config.stages, topic.partitions, &settings);
+    let stages = panopticon_anomaly_detector::stages(
+        &process.config.stages,
+        topic.partitions,
+        &settings,
+        ports.store.clone(),
+    );
     run_stages(stages, process.runtime(&ports)).await;
     ports.close().await;
     Ok(())

@@ -1,6 +1,6 @@
 //! Several rules over one stream.
 
-use panopticon_core::{stage::Findings, time::Time, trace::WireError};
+use panopticon_core::{stage::Findings, store::Activity, time::Time, trace::WireError};
 use panopticon_proto::log::EntityState;
 
 /// A rule among others over the same stream of `E`; its methods are those of
@@ -11,6 +11,9 @@ pub trait Part<E: 'static>: Send + 'static {
 
     /// Looks at an event at `offset`.
     fn observe(&mut self, event: &E, offset: u64, replay: bool, findings: &mut Findings);
+
+    /// See [`panopticon_core::stage::Rule::learn`].
+    fn learn(&mut self, _activity: &Activity) {}
 
     /// Ends what has ended by `now`.
     fn advance(&mut self, now: Time, findings: &mut Findings);
@@ -38,6 +41,13 @@ impl<E: 'static> Parts<E> {
     pub fn observe(&mut self, event: &E, offset: u64, replay: bool, findings: &mut Findings) {
         for part in &mut self.0 {
             part.observe(event, offset, replay, findings);
+        }
+    }
+
+    /// See [`Part::learn`].
+    pub fn learn(&mut self, activity: &Activity) {
+        for part in &mut self.0 {
+            part.learn(activity);
         }
     }
 

@@ -6,6 +6,7 @@
 use panopticon_core::{
     ids::EventId,
     stage::{Entities, Entity, Findings},
+    store::Activity,
     time::Time,
     trace::{AcceptedTrace, WireError},
 };
@@ -112,6 +113,28 @@ impl User {
         burst || failed_auth || off_hour
     }
 
+    /// Takes in that the user was active: as late calls do, this feeds what is usual and nothing else. The
+    /// rule `burst` learns nothing from it: a quarter of an hour does not say what its seconds were.
+    fn learn(&mut self, activity: &Activity) {
+        let call = Call {
+            event_id: EventId(uuid::Uuid::nil()),
+            app: &activity.client_id,
+            user: &activity.user_sub,
+            tool: "",
+            source_ip: "",
+            error_code: "",
+            denied: activity.denied == activity.traces,
+            at: activity.since,
+            received_at: activity.since,
+            late: true,
+            replay: true,
+            settings: &Settings::default(),
+        };
+        let mut nothing = Findings::default();
+        self.failed_auth.observe(&call, &mut nothing);
+        self.off_hour.observe(&call, &mut nothing);
+    }
+
     fn end(&mut self, now: Time, findings: &mut Findings) -> bool {
         let burst = self.burst.end(now, findings);
         let failed_auth = self.failed_auth.end(now, findings);
@@ -199,6 +222,15 @@ impl Part<AcceptedTrace> for Users {
         if self.users[slot].observe(&Call::new(accepted, &settings, replay), findings) {
             self.users.write_soon(slot);
         }
+        self.users.watch(slot);
+    }
+
+    fn learn(&mut self, activity: &Activity) {
+        // As a replay from the beginning: a user of whom something is committed stays as committed.
+        let Some(slot) = self.users.take_up([&activity.client_id, &activity.user_sub], 0, true) else {
+            return;
+        };
+        self.users[slot].learn(activity);
         self.users.watch(slot);
     }
 

@@ -82,7 +82,7 @@ impl Process {
         };
         let partitions = engine.log.topic(Topic::Traces).await.unwrap().partitions;
         let mut all: Vec<Arc<dyn Stage>> =
-            panopticon_anomaly_detector::stages(&config.stages, partitions, &SettingsOf::default());
+            panopticon_anomaly_detector::stages(&config.stages, partitions, &SettingsOf::default(), None);
         all.extend(panopticon_guard_enforcer::stages(view, &config.stages, partitions));
         let mut stages = JoinSet::new();
         for stage in all {

@@ -262,6 +262,8 @@ pub struct StagesConfig {
     pub retry_max_ms: u64,
     /// How often stateful stages write what changed.
     pub checkpoint_ms: u64,
+    /// How long a rule that knows nothing yet waits for what the trace store knows.
+    pub seeding_ms: u64,
     /// Time for finishing what is under way after SIGTERM.
     pub drain_timeout_ms: u64,
     /// A partition with work but without progress for this long makes the process not ready.
@@ -447,6 +449,7 @@ impl Default for Config {
                 retry_min_ms: 100,
                 retry_max_ms: 5_000,
                 checkpoint_ms: 5_000,
+                seeding_ms: 20_000,
                 drain_timeout_ms: 10_000,
                 stuck_after_ms: 30_000,
                 max_entities: 1_000_000,

@@ -176,11 +176,26 @@ pub struct Page<T> {
     pub more: bool,
 }
 
-/// Stored traces on their way out, in parts; the last one where reading failed.
-pub type Arrivals = BoxStream<'static, Result<Vec<AcceptedTrace>, StoreError>>;
+/// Rows on their way out, in parts of at most [`PART_ROWS`]; an error is the last.
+pub type Parts<T> = BoxStream<'static, Result<Vec<T>, StoreError>>;
 
-/// The most traces of one part of [`Arrivals`].
-pub const ARRIVALS_PART: usize = 5_000;
+/// The most rows of one part.
+pub const PART_ROWS: usize = 5_000;
+
+/// What the aggregates say of a user of an app in a quarter of an hour.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Activity {
+    /// The app.
+    pub client_id: String,
+    /// Whose data; never empty.
+    pub user_sub: String,
+    /// When the quarter began.
+    pub since: Time,
+    /// Traces that began in it.
+    pub traces: u64,
+    /// Those of them with status denied.
+    pub denied: u64,
+}
 
 /// The trace store.
 #[async_trait]
@@ -210,7 +225,11 @@ pub trait TraceStore: Send + Sync + 'static {
     /// An app's traces that were received from `since` to `until` inclusive, in the order in which they were
     /// received and, of those received at the same time, of the log. Each part is read when it is asked for,
     /// so what is held does not grow with what there is. Never shows a row past its time.
-    fn arrivals(&self, client_id: &ClientId, since: Time, until: Time) -> Arrivals;
+    fn arrivals(&self, client_id: &ClientId, since: Time, until: Time) -> Parts<AcceptedTrace>;
+
+    /// What the aggregates hold of the users of all apps, in the quarters of an hour that began at `since`
+    /// or later and had ended by `until`; a user's in the order of time.
+    fn activity(&self, since: Time, until: Time) -> Parts<Activity>;
 
     /// The traces with this event id, of whichever app.
     async fn find(&self, event_id: EventId) -> Result<Vec<AcceptedTrace>, StoreError>;

@@ -21,7 +21,7 @@ use panopticon_core::{
     config::Config,
     ids::ClientId,
     proto::log::Detection,
-    store::Arrivals,
+    store::Parts,
     time::{Clock as _, SystemClock, Time},
     trace::AcceptedTrace,
 };
@@ -117,7 +117,7 @@ pub async fn run(args: BacktestArgs) -> anyhow::Result<()> {
 
 impl BacktestArgs {
     /// The app's stored traces, from the engine that the configuration names.
-    async fn arrivals(&self, app: &ClientId, since: When) -> anyhow::Result<Arrivals> {
+    async fn arrivals(&self, app: &ClientId, since: When) -> anyhow::Result<Parts<AcceptedTrace>> {
         let mut config = Config::load(self.common.config.as_deref())?;
         if let Some(data_dir) = &self.data_dir {
             config.data_dir.clone_from(data_dir);
@@ -166,7 +166,7 @@ impl BacktestArgs {
 /// Stored traces one after the other, on a thread that may block.
 struct Stored {
     handle: Handle,
-    parts: Arrivals,
+    parts: Parts<AcceptedTrace>,
     part: vec::IntoIter<AcceptedTrace>,
 }
 

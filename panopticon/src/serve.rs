@@ -72,6 +72,7 @@ impl Server {
             &config.stages,
             partitions,
             &SettingsOf::in_force(view.clone()),
+            Some(store.clone()),
         ));
         stages.extend(panopticon_guard_enforcer::stages(view.clone(), &config.stages, partitions));
         stages.extend(panopticon_webhook_dispatcher::stages(&config, writer.clone(), sealer.clone())?);

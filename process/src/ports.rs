@@ -9,8 +9,9 @@ use panopticon_core::{
     log::EventLog,
     seen::SeenSet,
     stage::Backoff,
-    store::{Arrivals, TraceStore},
+    store::{Parts, TraceStore},
     time::{SharedClock, Time},
+    trace::AcceptedTrace,
 };
 use panopticon_distributed::{clickhouse, kafka, redis};
 use tracing::{info, warn};
@@ -192,7 +193,7 @@ pub async fn arrivals(
     client_id: &ClientId,
     since: Time,
     until: Time,
-) -> anyhow::Result<Arrivals> {
+) -> anyhow::Result<Parts<AcceptedTrace>> {
     match config.engine {
         Engine::Distributed => {
             let store = clickhouse::ClickhouseStore::connect(config, clock).await?;

@@ -11,6 +11,7 @@ mod groups;
 mod keys;
 mod rollups;
 mod rule;
+mod seeding;
 mod sliding;
 mod transform;
 
@@ -28,6 +29,7 @@ pub use self::{
     groups::GROUPS,
     rollups::{FEW_FROM_SOURCE, Rollups},
     rule::{Findings, Rule, RuleStage, entity_bytes, traces_of},
+    seeding::Seeds,
     sliding::{Crossing, MAX_DELAY, SlidingWindow, Span},
     transform::{Transform, decode_each, transform},
 };

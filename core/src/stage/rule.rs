@@ -14,10 +14,13 @@ use panopticon_proto::log::{Checkpoint, Denial, DenialBatch, Detection, EntitySt
 use prost::Message;
 use tracing::{debug, warn};
 
-use super::{PartitionContext, Rollups, Stage, StageError, Transform, calm::Calm, decode_each, transform};
+use super::{
+    PartitionContext, Rollups, Seeds, Stage, StageError, Transform, calm::Calm, decode_each, transform,
+};
 use crate::{
     ids::partition_of,
     log::{EventLog, Lease, Output, Record, Stored},
+    store::Activity,
     time::{SharedClock, Time},
     topic::Topic,
     trace::{AcceptedTrace, WireError},
@@ -45,6 +48,9 @@ pub trait Rule: Send + 'static {
     /// Looks at an event that lies at `offset`. In a `replay` it only takes it into its windows, unless
     /// its entity already holds it (`offset` is before the entity's `as_of`).
     fn observe(&mut self, event: &Self::Event, offset: u64, replay: bool, findings: &mut Findings);
+
+    /// Takes in what the aggregates say of a user of whom nothing is committed. Before any event; says nothing.
+    fn learn(&mut self, _activity: &Activity) {}
 
     /// Learns that no event received before `now` is outstanding: ends what has ended by then.
     fn advance(&mut self, now: Time, findings: &mut Findings);
@@ -75,6 +81,7 @@ pub struct RuleStage<R, F> {
     state: Topic,
     /// Makes a rule without memory.
     make: F,
+    seeds: Option<Seeds>,
     rule: std::marker::PhantomData<fn() -> R>,
 }
 
@@ -82,7 +89,12 @@ impl<R: Rule, F: Fn() -> R + Send + Sync + 'static> RuleStage<R, F> {
     /// A stage `name` that shows the messages of `input` to rules made by `make` and keeps their entities
     /// in the compacted topic `state`.
     pub fn new(name: &'static str, input: Topic, state: Topic, make: F) -> Self {
-        Self { name, input, state, make, rule: std::marker::PhantomData }
+        Self { name, input, state, make, seeds: None, rule: std::marker::PhantomData }
+    }
+
+    /// The same, with rules that begin with what the trace store knows.
+    pub fn seeded(self, seeds: Option<Seeds>) -> Self {
+        Self { seeds, ..self }
     }
 }
 
@@ -115,7 +127,7 @@ impl<R: Rule, F: Fn() -> R + Send + Sync + 'static> Stage for RuleStage<R, F> {
             unwritten: false,
             calm: Calm::new(self.input, lease.partition()),
         };
-        memory.recall(lease.committed().offset).await?;
+        memory.recall(lease.committed().offset, self.seeds.as_ref()).await?;
         transform(lease, context, memory).await
     }
 }
@@ -149,7 +161,7 @@ impl<R: Rule> Memory<R> {
     }
 
     /// Loads the checkpoint and replays what was committed after it.
-    async fn recall(&mut self, committed: Option<u64>) -> Result<(), StageError> {
+    async fn recall(&mut self, committed: Option<u64>, seeds: Option<&Seeds>) -> Result<(), StageError> {
         let prefix = self.key(b"");
         let checkpoint_key = self.key(CHECKPOINT_KEY.as_bytes());
         let mut from = None;
@@ -169,8 +181,11 @@ impl<R: Rule> Memory<R> {
                 }
             }
         }
-        let Some(committed) = committed else { return Ok(()) };
         let low = self.log.bounds(self.input, self.partition).await?.low;
+        if let (None, Some(seeds)) = (from, seeds) {
+            self.seed(seeds, low).await?;
+        }
+        let Some(committed) = committed else { return Ok(()) };
         let mut at = from.unwrap_or(low).max(low);
         let began = at;
         let mut ignored = Findings::default();
@@ -197,6 +212,20 @@ impl<R: Rule> Memory<R> {
             to = committed,
             "recalled"
         );
+        Ok(())
+    }
+
+    /// Begins with what the trace store knows of the time before the log begins.
+    async fn seed(&mut self, seeds: &Seeds, low: u64) -> Result<(), StageError> {
+        let partitions = self.log.topic(self.input).await?.partitions;
+        let high = self.log.bounds(self.input, self.partition).await?.high;
+        let first = self.log.read(self.input, self.partition, low, high, 1).await?;
+        let first = first.first().and_then(|stored| R::decode(stored.record.bytes()).ok());
+        let first = first.and_then(|events| events.first().map(R::received_at));
+        let until = first.unwrap_or_else(|| self.clock.now());
+        seeds.sow(&mut self.rule, self.stage, (self.partition, partitions), until).await;
+        // The next commit writes all of it, and a checkpoint, so that it is not done again.
+        (self.unwritten, self.checkpointed_at) = (true, Time::EPOCH);
         Ok(())
     }
 

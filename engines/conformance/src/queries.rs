@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use jiff::civil::Date;
 use panopticon_core::{
-    store::{ARRIVALS_PART, StoreError, TimelineCursor, TimelineQuery},
+    store::{Activity, PART_ROWS, StoreError, TimelineCursor, TimelineQuery},
     time::Time,
     trace::{AcceptedTrace, Status},
 };
@@ -109,7 +109,7 @@ async fn arrivals(ports: &Ports, since: Time, until: Time) -> Vec<AcceptedTrace>
     let mut all = Vec::new();
     while let Some(part) = parts.next().await {
         let part = part.unwrap();
-        assert!((1..=ARRIVALS_PART).contains(&part.len()));
+        assert!((1..=PART_ROWS).contains(&part.len()));
         all.extend(part);
     }
     all
@@ -122,7 +122,7 @@ pub async fn traces_arrive_again_in_the_order_in_which_they_were_received<E: Eng
     let now = ports.now();
     let second = |n: u128| Time::from_micros(now.micros() - (n as i64) * 1_000_000);
     // More than a part; what was received last is stored first, and what began last was received first.
-    let count = ARRIVALS_PART as u128 + 1_000;
+    let count = PART_ROWS as u128 + 1_000;
     let made: Vec<_> = (0..count)
         .map(|n| {
             trace(&client(if n % 10 == 9 { "other" } else { "app" }), n, second(count - n), second(n / 4))
@@ -140,6 +140,55 @@ pub async fn traces_arrive_again_in_the_order_in_which_they_were_received<E: Eng
     let some = arrivals(&ports, since, until).await;
     assert_eq!(some.iter().collect::<Vec<_>>(), wanted);
     assert!(arrivals(&ports, Time::EPOCH, second(count)).await.is_empty());
+}
+
+/// Of all apps, without calls that name no user; a quarter of an hour counts when it has ended.
+pub async fn the_activity_of_users_is_told_by_quarters_of_an_hour<E: EngineUnderTest>(engine: E) {
+    let ports = engine.ports();
+    let now = ports.now();
+    let calls = [
+        ("app", "a", "2026-03-01T08:59:59Z"),
+        ("app", "a", "2026-03-01T09:00:00Z"),
+        ("app", "a", "2026-03-01T09:14:59Z"),
+        ("app", "b", "2026-03-01T09:14:59Z"),
+        ("app", "", "2026-03-01T09:10:00Z"),
+        ("other", "a", "2026-03-01T09:15:00Z"),
+        ("app", "a", "2026-03-01T09:30:00Z"),
+        ("app", "a", "2026-03-01T09:45:00Z"),
+    ];
+    let traces: Vec<_> = calls
+        .iter()
+        .zip(0..)
+        .map(|((app, user, at), n)| {
+            let mut trace = trace(&client(app), n, time(at), now);
+            trace.trace.user_sub = (*user).to_owned();
+            trace.trace.status = if n == 2 { Status::Denied } else { Status::Ok };
+            trace
+        })
+        .collect();
+    put_traces(&ports, 0, &traces).await;
+    let mut parts = ports.store.activity(time("2026-03-01T09:00:00Z"), time("2026-03-01T09:46:00Z"));
+    let mut found = Vec::new();
+    while let Some(part) = parts.next().await {
+        found.extend(part.unwrap());
+    }
+    let activity = |app: &str, user: &str, since, traces, denied| Activity {
+        client_id: app.to_owned(),
+        user_sub: user.to_owned(),
+        since: time(since),
+        traces,
+        denied,
+    };
+    let of_a: Vec<_> =
+        found.iter().filter(|one| one.client_id == "app" && one.user_sub == "a").cloned().collect();
+    let wanted = [
+        activity("app", "a", "2026-03-01T09:00:00Z", 2, 1),
+        activity("app", "a", "2026-03-01T09:30:00Z", 1, 0),
+    ];
+    assert_eq!(of_a, wanted, "in the order of time");
+    assert_eq!(found.len(), 4, "{found:?}");
+    assert!(found.contains(&activity("app", "b", "2026-03-01T09:00:00Z", 1, 0)));
+    assert!(found.contains(&activity("other", "a", "2026-03-01T09:15:00Z", 1, 0)));
 }
 
 /// Two apps may use the same event id.

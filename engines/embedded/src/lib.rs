@@ -27,9 +27,10 @@ use panopticon_core::{
     ids::ClientId,
     log::EventLog,
     seen::SeenSet,
-    store::{Arrivals, TraceStore},
+    store::{Parts, TraceStore},
     time::{SharedClock, Time},
     topic::Topic,
+    trace::AcceptedTrace,
 };
 use parking_lot::Mutex;
 use rusqlite::Connection;
@@ -235,7 +236,7 @@ pub fn arrivals(
     client_id: &ClientId,
     since: Time,
     until: Time,
-) -> Result<Arrivals, OpenError> {
+) -> Result<Parts<AcceptedTrace>, OpenError> {
     let database = directory::database(&config.data_dir);
     if !database.exists() {
         return Err(OpenError::Missing { path: database });

@@ -1,7 +1,7 @@
 //! Connections that read. Every read is a snapshot, on a thread that may block.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -76,11 +76,16 @@ impl Readers {
         if let Some(conn) = self.idle.lock().pop() {
             return Ok(conn);
         }
-        let conn = Connection::open_with_flags(
-            &self.path,
-            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-        )?;
-        schema::tune(&conn, self.cache_bytes)?;
-        Ok(conn)
+        open(&self.path, self.cache_bytes)
     }
+}
+
+/// A connection that reads.
+pub(crate) fn open(database: &Path, cache_bytes: u64) -> Result<Connection, Fault> {
+    let conn = Connection::open_with_flags(
+        database,
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    schema::tune(&conn, cache_bytes)?;
+    Ok(conn)
 }

@@ -4,6 +4,7 @@
 //! [`ClickhouseStore`] puts batches in, exactly once, and answers the control room's queries. Rows are
 //! written in RowBinary by hand, so that a batch is kept until its outcome is known and can be cut in two.
 
+mod activity;
 mod arrivals;
 mod batch;
 mod erase;
@@ -12,6 +13,7 @@ mod events;
 mod filter;
 mod insert;
 mod migrate;
+mod parts;
 mod row_binary;
 mod server;
 mod settle;
@@ -28,7 +30,7 @@ use panopticon_core::{
     ids::{ClientId, EventId},
     proto::log::{AuditEntry, Delivery, Detection, GuardAction},
     store::{
-        Arrivals, Attempt, BatchRange, EventQuery, Page, RefusedRow, Rows, StoreError, TimelineQuery,
+        Activity, Attempt, BatchRange, EventQuery, Page, Parts, RefusedRow, Rows, StoreError, TimelineQuery,
         TraceStore, UsageCounts,
     },
     time::{SharedClock, Time},
@@ -136,8 +138,12 @@ impl TraceStore for ClickhouseStore {
         Ok(traces::timeline(&self.server, client_id, query, self.raw_from()).await?)
     }
 
-    fn arrivals(&self, client_id: &ClientId, since: Time, until: Time) -> Arrivals {
+    fn arrivals(&self, client_id: &ClientId, since: Time, until: Time) -> Parts<AcceptedTrace> {
         arrivals::arrivals(self.server.clone(), client_id, since, until, self.raw_from())
+    }
+
+    fn activity(&self, since: Time, until: Time) -> Parts<Activity> {
+        activity::activity(self.server.clone(), since, until)
     }
 
     async fn find(&self, event_id: EventId) -> Result<Vec<AcceptedTrace>, StoreError> {

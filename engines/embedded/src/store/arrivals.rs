@@ -5,21 +5,19 @@
 
 use std::path::PathBuf;
 
-use futures::{StreamExt as _, stream};
 use panopticon_core::{
     ids::ClientId,
-    store::{ARRIVALS_PART, Arrivals},
+    store::{PART_ROWS, Parts},
     time::Time,
     trace::AcceptedTrace,
 };
-use rusqlite::{Connection, OpenFlags, params};
-use tokio::sync::mpsc;
+use rusqlite::{Connection, params};
 
-use super::timeline::{COLUMNS, trace_of};
-use crate::{fault::Fault, schema};
-
-/// Parts that are read ahead.
-const AHEAD: usize = 1;
+use super::{
+    parts::{Sending, in_parts},
+    timeline::{COLUMNS, trace_of},
+};
+use crate::{fault::Fault, readers};
 
 /// What is looked for, and where.
 pub(crate) struct Wanted {
@@ -33,34 +31,19 @@ pub(crate) struct Wanted {
 }
 
 /// Reads on a connection and a thread of its own: nobody else waits for it.
-pub(crate) fn arrivals(wanted: Wanted) -> Arrivals {
-    let (parts, receiver) = mpsc::channel(AHEAD);
-    tokio::task::spawn_blocking(move || {
-        if let Err(fault) = wanted.read(&parts) {
-            // Nobody may be listening any more.
-            let _ = parts.blocking_send(Err(fault));
-        }
-    });
-    let next = |mut receiver: mpsc::Receiver<Result<_, Fault>>| async move {
-        let part = receiver.recv().await?;
-        Some((part.map_err(Into::into), receiver))
-    };
-    stream::unfold(receiver, next).boxed()
+pub(crate) fn arrivals(wanted: Wanted) -> Parts<AcceptedTrace> {
+    in_parts(move |parts| wanted.read(parts))
 }
 
 impl Wanted {
-    fn read(&self, parts: &mpsc::Sender<Result<Vec<AcceptedTrace>, Fault>>) -> Result<(), Fault> {
-        let conn = Connection::open_with_flags(
-            &self.database,
-            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-        )?;
-        schema::tune(&conn, self.cache_bytes)?;
+    fn read(&self, parts: &Sending<AcceptedTrace>) -> Result<(), Fault> {
+        let conn = readers::open(&self.database, self.cache_bytes)?;
         let last = self.sort(&conn)?;
         let mut after = 0;
         while after < last {
             let part = self.part(&conn, after)?;
-            after += ARRIVALS_PART as i64;
-            if !part.is_empty() && parts.blocking_send(Ok(part)).is_err() {
+            after += PART_ROWS as i64;
+            if !parts.send(part) {
                 break;
             }
         }
@@ -90,7 +73,7 @@ impl Wanted {
             "SELECT {COLUMNS} FROM arrivals a CROSS JOIN traces_rows t ON t.row = a.trace
              WHERE a.place > ?1 AND a.place <= ?1 + ?2 ORDER BY a.place"
         ))?;
-        let rows = statement.query_map(params![after, ARRIVALS_PART as i64], trace_of)?;
+        let rows = statement.query_map(params![after, PART_ROWS as i64], trace_of)?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 }

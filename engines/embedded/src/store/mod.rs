@@ -1,10 +1,12 @@
 //! The trace store.
 
+mod activity;
 pub(crate) mod arrivals;
 mod erase;
 mod event_rows;
 mod events;
 mod insert;
+mod parts;
 mod retention;
 mod timeline;
 mod trace_ids;
@@ -19,7 +21,7 @@ use panopticon_core::{
     ids::{ClientId, EventId},
     proto::log::{AuditEntry, Delivery, Detection, GuardAction},
     store::{
-        Arrivals, Attempt, BatchRange, EventQuery, Page, RefusedRow, Rows, StoreError, TimelineQuery,
+        Activity, Attempt, BatchRange, EventQuery, Page, Parts, RefusedRow, Rows, StoreError, TimelineQuery,
         TraceStore, UsageCounts,
     },
     time::Time,
@@ -75,7 +77,7 @@ impl TraceStore for Store {
         self.query(move |conn| timeline::timeline(conn, &client_id, &query, raw_since)).await
     }
 
-    fn arrivals(&self, client_id: &ClientId, since: Time, until: Time) -> Arrivals {
+    fn arrivals(&self, client_id: &ClientId, since: Time, until: Time) -> Parts<AcceptedTrace> {
         arrivals::arrivals(arrivals::Wanted {
             database: self.core.database.clone(),
             cache_bytes: self.core.reader_cache_bytes,
@@ -84,6 +86,10 @@ impl TraceStore for Store {
             until,
             raw_since: self.raw_since(),
         })
+    }
+
+    fn activity(&self, since: Time, until: Time) -> Parts<Activity> {
+        activity::activity(self.core.database.clone(), self.core.reader_cache_bytes, since, until)
     }
 
     async fn find(&self, event_id: EventId) -> Result<Vec<AcceptedTrace>, StoreError> {

@@ -23,7 +23,7 @@ store:
     store-audit: audit
 anomaly-detector:
   command: [anomaly-detector]
-  secrets: [kafkaProperties]
+  secrets: [kafkaProperties, clickhousePassword]
   groups:
     detector: traces
     detector-sources: denials
