@@ -13,8 +13,8 @@ pub enum Part {
     Look,
     /// Statements carry tokens, which stop an old owner's that arrive late.
     Tokens,
-    /// A settlement that misses anything begins with the whole batch under its own token, and repairs only
-    /// what is missing then: by then no late statement of that token can put anything in.
+    /// A settlement that finds rows but misses something begins with the whole batch under its own token, and
+    /// repairs only what is missing then: by then no late statement of that token can put anything in.
     OwnTokenFirst,
     /// A worker that another has replaced cannot commit.
     Fence,
@@ -166,16 +166,26 @@ impl Intent {
 
     fn look(&self, store: &mut TraceStore, generation: u8, from: u8, settling: Settling) -> Step {
         let range = usize::from(from)..usize::from(settling.to);
+        let has_rows = store.rows[range.clone()].iter().any(|rows| *rows > 0);
+        let has_counts = store.counts[range.clone()].iter().any(|counts| *counts > 0);
         let rows = store.rows[range.clone()].contains(&0);
         let counts = store.counts[range].contains(&0);
         match (rows, counts) {
             (false, false) => Step::Inserted(settling.to),
             _ if settling.round == MAX_ROUNDS => Step::settle(settling.to),
-            _ if settling.round == 0 && (self.has(Part::OwnTokenFirst) || (rows && counts)) => {
+            // Counts without rows: the batch's token is used up already, by a part that did not come to be.
+            _ if settling.round == 0
+                && (has_rows && self.has(Part::OwnTokenFirst) || !has_rows && !has_counts) =>
+            {
                 store.send(generation, from, settling.to, Block::Batch);
                 Step::Sent(settling, false)
             }
-            _ => Step::Repairing(settling, rows, counts),
+            // Every settlement uses the tokens of repairs in the same order, whatever it begins with: what an
+            // older one sends late, the newer has sent before.
+            _ => {
+                let repairing = Settling { round: settling.round.max(1), ..settling };
+                Step::Repairing(repairing, rows, counts)
+            }
         }
     }
 

@@ -2,13 +2,31 @@
 
 use stateright::{Model, Property};
 
-use crate::seen::{Asker, Seen};
+use crate::seen::{Asker, Call, Seen};
 
 /// Which trace: what a client sends again under the same id.
 pub type Id = u8;
 /// An offset of `traces.raw`, which is the place of the one trace that its record holds. In the variant that
 /// marks before it appends there is no offset yet, and the number of the request stands for it.
 pub type Place = u8;
+
+/// An owner of the partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// One more than that of the owner whose commit it began at.
+    pub number: u8,
+    /// Tells owners apart that began at the same commit. (As built it is random; here it is also their order,
+    /// which only the log knows.)
+    pub generation: u8,
+}
+
+impl Owner {
+    /// Whether it is `oldest` or surely came after it. Of two that began at the same commit neither is known
+    /// to have come after the other.
+    pub(crate) fn is_since(self, oldest: Self) -> bool {
+        self == oldest || self.number > oldest.number
+    }
+}
 
 /// A part of the protocol that a test takes away, to see that the promises need it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,8 +42,10 @@ pub enum Part {
     Owner,
     /// After a rebuild, a mark below the position counts only if a rebuild has written it.
     Floor,
-    /// Each step of a rebuild finds what the steps before have written.
+    /// Each call of a rebuild finds what the calls before have written.
     Unbroken,
+    /// Each call of a batch's marks finds what the calls before have written.
+    UnbrokenBatch,
     /// After a rebuild, what gateways had noted of records counts no more.
     Epoch,
     /// A worker that another has replaced cannot commit.
@@ -48,6 +68,8 @@ pub struct Places {
     pub requests: Vec<Id>,
     /// What happens to them.
     pub faults: Faults,
+    /// Most marks of one call of the seen set; a batch of more takes several.
+    pub marks_per_call: u8,
     /// What is taken away.
     pub without: Option<Part>,
 }
@@ -65,16 +87,16 @@ enum Request {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Worker {
-    generation: u8,
+    owner: Owner,
     /// The oldest owner whose word on the progress it takes.
-    trusts: Option<u8>,
+    trusts: Option<Owner>,
     position: Place,
     step: Step,
 }
 
 impl Worker {
     fn asks(&self) -> Asker {
-        Asker { generation: self.generation, trusts: self.trusts, from: self.position }
+        Asker { owner: self.owner, trusts: self.trusts, from: self.position }
     }
 }
 
@@ -84,7 +106,14 @@ enum Step {
     /// Marks were lost: these are still to be written, from what has been kept.
     Rebuilding {
         left: Vec<Place>,
-        done: u8,
+        call: Call,
+    },
+    /// In the midst of a batch's marks.
+    Marking {
+        to: Place,
+        at: Place,
+        call: Call,
+        keep: Vec<Place>,
     },
     /// Ready to commit.
     Decided {
@@ -104,7 +133,7 @@ pub struct State {
     /// How far the group has come.
     position: Place,
     /// Who has brought it there.
-    committer: Option<u8>,
+    committer: Option<Owner>,
     generation: u8,
     workers: Vec<Worker>,
     seen: Seen,
@@ -112,6 +141,20 @@ pub struct State {
     losses: u8,
     /// `duplicate` was answered though the log had no other record of the id.
     lied: bool,
+}
+
+impl State {
+    /// A number for a work that no work has of which anything is left. (As built it is random.)
+    fn unused_work(&self) -> u8 {
+        let seen = [Some(&self.seen), self.snapshot.as_ref()].into_iter().flatten();
+        let in_sets = seen.filter_map(|seen| seen.under_way);
+        let in_workers = self.workers.iter().filter_map(|worker| match worker.step {
+            Step::Rebuilding { call, .. } | Step::Marking { call, .. } => Some(call),
+            _ => None,
+        });
+        let used: Vec<u8> = in_sets.chain(in_workers).map(|call| call.work).collect();
+        (0..).find(|work| !used.contains(work)).unwrap_or_default()
+    }
 }
 
 /// A step.
@@ -123,8 +166,10 @@ pub enum Action {
     Mark(usize),
     /// Its gateway answers without the seen set, or dies, or gives up though the log has the record.
     LeaveUnmarked(usize),
-    /// The worker takes the records before `to` and marks them.
+    /// The worker takes the records before `to` and marks the first of them.
     Decide(usize, Place),
+    /// The worker marks what comes next of its batch.
+    MarkNext(usize),
     /// The worker writes the next of the lost marks, or the progress after the last.
     Rebuild(usize),
     /// The worker commits what it keeps and its position.
@@ -187,43 +232,66 @@ impl Places {
     }
 
     fn decide(&self, state: &mut State, worker: usize, to: Place) {
+        let call = Call { work: state.unused_work(), done: 0 };
+        let Worker { position: at, .. } = state.workers[worker];
+        self.mark_next(state, worker, (at, to), call, Vec::new());
+    }
+
+    /// A call of a batch's marks: those before `to` that are left from `at` on, as many as a call takes.
+    fn mark_next(
+        &self,
+        state: &mut State,
+        worker: usize,
+        (at, to): (Place, Place),
+        call: Call,
+        mut keep: Vec<Place>,
+    ) {
         let asker = state.workers[worker].asks();
-        let from = asker.from;
-        let batch: Vec<(Id, Place)> =
-            (from..to).map(|at| (self.id(state, at), self.place(state, at))).collect();
+        let next = to.min(at.saturating_add(self.marks_per_call));
+        let marks: Vec<(Id, Place)> =
+            (at..next).map(|at| (self.id(state, at), self.place(state, at))).collect();
         let unmarked: Vec<bool> = match self.without {
-            Some(Part::OwnPlace) => batch.iter().map(|(id, _)| !state.seen.knows(*id)).collect(),
-            _ => vec![true; batch.len()],
+            Some(Part::OwnPlace) => marks.iter().map(|(id, _)| !state.seen.knows(*id)).collect(),
+            _ => vec![true; marks.len()],
         };
-        state.workers[worker].step = match state.seen.mark_batch(asker, &batch, self.without) {
+        let end = (next == to).then_some(to);
+        let first = state.seen.mark_batch(asker, &marks, call, end, self.without);
+        state.workers[worker].step = match first {
             None => {
-                state.seen.begin_rebuild(asker);
-                Step::Rebuilding { left: state.kept.clone(), done: 0 }
+                let work = state.unused_work();
+                state.seen.begin_rebuild(work);
+                Step::Rebuilding { left: state.kept.clone(), call: Call { work, done: 1 } }
             }
             Some(first) => {
-                state.workers[worker].trusts = Some(asker.generation);
-                let own = batch.iter().zip(first).map(|((_, place), first)| *place == first);
-                let keep = (from..to).zip(own.zip(unmarked));
-                Step::Decided { to, keep: keep.filter(|(_, (a, b))| *a && *b).map(|(at, _)| at).collect() }
+                let own = marks.iter().zip(first).map(|((_, place), first)| *place == first);
+                let kept = (at..next).zip(own.zip(unmarked)).filter(|(_, (a, b))| *a && *b);
+                keep.extend(kept.map(|(at, _)| at));
+                match end {
+                    Some(_) => {
+                        state.workers[worker].trusts = Some(asker.owner);
+                        Step::Decided { to, keep }
+                    }
+                    None => Step::Marking { to, at: next, call: Call { done: call.done + 1, ..call }, keep },
+                }
             }
         };
     }
 
     fn rebuild(&self, state: &mut State, worker: usize) {
         let asker = state.workers[worker].asks();
-        let Step::Rebuilding { left, done } = &mut state.workers[worker].step else { return };
-        let before = *done;
-        *done += 1;
+        let Step::Rebuilding { left, call } = &mut state.workers[worker].step else { return };
+        let now = *call;
+        call.done += 1;
         let next = left.pop();
         let whole = match next {
             Some(offset) => {
                 let (id, place) = (self.id(state, offset), self.place(state, offset));
-                state.seen.restore(asker, id, place, before, self.without)
+                state.seen.restore(id, place, now, self.without)
             }
-            None => state.seen.restored(asker, before, self.without),
+            None => state.seen.restored(asker, now, self.without),
         };
         if whole && next.is_none() {
-            state.workers[worker].trusts = Some(asker.generation);
+            state.workers[worker].trusts = Some(asker.owner);
         }
         if !whole || next.is_none() {
             state.workers[worker].step = Step::Idle;
@@ -232,13 +300,13 @@ impl Places {
 
     fn commit(&self, state: &mut State, worker: usize) {
         let Step::Decided { to, keep } = state.workers[worker].step.clone() else { return };
-        if state.workers[worker].generation != state.generation && self.without != Some(Part::Fence) {
+        if state.workers[worker].owner.generation != state.generation && self.without != Some(Part::Fence) {
             state.workers.remove(worker);
             return;
         }
         state.kept.extend(keep);
         state.position = to;
-        state.committer = Some(state.workers[worker].generation);
+        state.committer = Some(state.workers[worker].owner);
         state.workers[worker].position = to;
         state.workers[worker].step = Step::Idle;
     }
@@ -256,7 +324,12 @@ impl Model for Places {
             position: 0,
             committer: None,
             generation: 0,
-            workers: vec![Worker { generation: 0, trusts: None, position: 0, step: Step::Idle }],
+            workers: vec![Worker {
+                owner: Owner { number: 1, generation: 0 },
+                trusts: None,
+                position: 0,
+                step: Step::Idle,
+            }],
             seen: Seen::default(),
             snapshot: None,
             losses: 0,
@@ -287,6 +360,7 @@ impl Model for Places {
                     (worker.position + 1..=state.raw.len() as Place).map(|to| Action::Decide(number, to)),
                 ),
                 Step::Rebuilding { .. } => actions.push(Action::Rebuild(number)),
+                Step::Marking { .. } => actions.push(Action::MarkNext(number)),
                 Step::Decided { .. } => actions.push(Action::Commit(number)),
             }
             if state.generation < self.faults.takeovers {
@@ -309,6 +383,12 @@ impl Model for Places {
             Action::Mark(request) => self.mark(&mut state, request),
             Action::LeaveUnmarked(request) => state.requests[request] = Request::Over,
             Action::Decide(worker, to) => self.decide(&mut state, worker, to),
+            Action::MarkNext(worker) => {
+                let Step::Marking { to, at, call, keep } = last.workers[worker].step.clone() else {
+                    return None;
+                };
+                self.mark_next(&mut state, worker, (at, to), call, keep);
+            }
             Action::Rebuild(worker) => self.rebuild(&mut state, worker),
             Action::Commit(worker) => self.commit(&mut state, worker),
             Action::Kill(worker) => {
@@ -317,8 +397,9 @@ impl Model for Places {
             Action::TakeOver => {
                 state.generation += 1;
                 let State { generation, position, committer: trusts, .. } = *last;
-                let generation = generation + 1;
-                state.workers.push(Worker { generation, trusts, position, step: Step::Idle });
+                let number = trusts.map_or(0, |before| before.number) + 1;
+                let owner = Owner { number, generation: generation + 1 };
+                state.workers.push(Worker { owner, trusts, position, step: Step::Idle });
             }
             Action::Snapshot => state.snapshot = Some(state.seen.clone()),
             Action::Empty => {

@@ -4,9 +4,12 @@
 use panopticon_model::places::*;
 use stateright::{Checker as _, HasDiscoveries, Model as _};
 
-fn holds(requests: &[Id], takeovers: u8, losses: u8) {
+/// More than any batch here has.
+const ANY: u8 = u8::MAX;
+
+fn holds(requests: &[Id], marks_per_call: u8, takeovers: u8, losses: u8) {
     let faults = Faults { takeovers, losses };
-    let model = Places { requests: requests.to_vec(), faults, without: None };
+    let model = Places { requests: requests.to_vec(), faults, marks_per_call, without: None };
     let checker = model.checker().spawn_bfs().join();
     println!("{requests:?} with {faults:?}: {} states", checker.unique_state_count());
     checker.assert_properties();
@@ -14,7 +17,8 @@ fn holds(requests: &[Id], takeovers: u8, losses: u8) {
 
 fn breaks(without: Part, promise: &'static str) {
     let faults = Faults { takeovers: 1, losses: 2 };
-    let model = Places { requests: vec![1, 1], faults, without: Some(without) };
+    let marks_per_call = if without == Part::UnbrokenBatch { 1 } else { ANY };
+    let model = Places { requests: vec![1, 1], faults, marks_per_call, without: Some(without) };
     let found = HasDiscoveries::AllOf([promise].into());
     let checker = model.checker().finish_when(found).spawn_bfs().join();
     checker.assert_any_discovery(promise);
@@ -22,17 +26,22 @@ fn breaks(without: Part, promise: &'static str) {
 
 #[test]
 fn two_sends_at_once_end_as_one_row_through_two_takeovers_and_two_losses_of_marks() {
-    holds(&[1, 1], 2, 2);
+    holds(&[1, 1], ANY, 2, 2);
+}
+
+#[test]
+fn batches_of_several_calls_end_as_one_row_through_a_takeover_and_two_losses_of_marks() {
+    holds(&[1, 1], 1, 1, 2);
 }
 
 #[test]
 fn three_sends_of_one_id_end_as_one_row_through_a_takeover_and_a_loss_of_marks() {
-    holds(&[1, 1, 1], 1, 1);
+    holds(&[1, 1, 1], ANY, 1, 1);
 }
 
 #[test]
 fn each_of_two_ids_ends_as_one_row_through_a_takeover_and_a_loss_of_marks() {
-    holds(&[1, 2, 1], 1, 1);
+    holds(&[1, 2, 1], ANY, 1, 1);
 }
 
 #[test]
@@ -63,6 +72,11 @@ fn a_mark_that_outlived_the_loss_of_a_better_one_loses_a_trace() {
 #[test]
 fn a_loss_of_marks_in_the_midst_of_their_rebuilding_lets_a_trace_in_twice() {
     breaks(Part::Unbroken, NEVER_TWICE);
+}
+
+#[test]
+fn a_loss_of_marks_between_two_calls_of_a_batch_lets_a_trace_in_twice() {
+    breaks(Part::UnbrokenBatch, NEVER_TWICE);
 }
 
 #[test]
