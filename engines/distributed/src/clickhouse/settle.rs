@@ -7,16 +7,21 @@
 //!
 //! In rounds, until nothing is missing:
 //! 1. Statements of this partition that still run are stopped.
-//! 2. Nothing of the batch is there: it is sent as if for the first time, under its own token.
-//! 3. Otherwise missing rows go in marked as repaired, which the materialized views leave alone, and missing
-//!    counts go straight into the usage tables, under tokens of the round.
+//! 2. In the first round the whole batch is sent as if for the first time, under its own token. What is there
+//!    stays as it is, as long as the server remembers the token; what a late statement of an old sender could
+//!    still bring is there from then on. It is left out where the token may be forgotten, or where counts are
+//!    there and no rows: then the token is used up.
+//! 3. After that, missing rows go in marked as repaired, which the materialized views leave alone, and missing
+//!    counts go straight into the usage tables, under tokens of the round: every settlement uses them in the
+//!    same order, so that what an older one sends late a newer one has sent before.
 //!
 //! What this relies on: one owner of the partition at a time, who takes ranges in the order of the log and
 //! settles one before the next. What remains: an old owner, frozen between deciding to send and sending for
-//! longer than 100,000 inserts of the table take, could still add its rows.
+//! longer than the table's tokens are remembered (100,000 inserts), could still add its rows or counts.
 
 use std::collections::{BTreeMap, HashSet};
 
+use clickhouse::query::Query;
 use panopticon_core::{
     store::{BatchRange, Row},
     time::Time,
@@ -32,6 +37,10 @@ use super::{
 
 /// Rounds until it is given up for now. Two are usual: one that puts in, one that finds nothing missing.
 const MAX_ROUNDS: usize = 6;
+
+/// A token counts as remembered while this many times the inserts since would fit into the window: views have
+/// windows of their own, and may write several parts for one of the table.
+const REMEMBERED_MARGIN: i64 = 10;
 
 /// A batch of unknown outcome.
 pub(super) struct Unsettled<'a> {
@@ -50,8 +59,18 @@ struct Present {
     log_index: u32,
 }
 
+#[derive(clickhouse::Row, serde::Deserialize)]
+struct Tokens {
+    /// Parts that were inserted after the batch's rows, at most.
+    parts_since: i64,
+    /// Of how many the table remembers the tokens.
+    window: i64,
+}
+
 /// What is not there.
 struct Missing<'a> {
+    /// Some rows are.
+    has_rows: bool,
     rows: Vec<usize>,
     counts: Vec<(&'static UsageTable, Vec<Counted<'a>>)>,
 }
@@ -74,7 +93,7 @@ impl Unsettled<'_> {
             if missing.is_nothing() {
                 return Ok(refused);
             }
-            if round == 0 && self.is_everything(&missing) {
+            if round == 0 && self.may_go_whole(&missing).await? {
                 refused.extend(send(self.server, self.batch, &names.token("")).await?);
                 continue;
             }
@@ -88,7 +107,7 @@ impl Unsettled<'_> {
             );
             metrics::counter!("panopticon_clickhouse_repaired_rows_total")
                 .increment(missing.rows.len() as u64);
-            refused.extend(self.repair(&missing, &names, round).await?);
+            refused.extend(self.repair(&missing, &names, round.max(1)).await?);
         }
         Err(Failure::Unavailable(format!(
             "rows {} to {} of partition {} of {} are still incomplete after {MAX_ROUNDS} rounds of repair",
@@ -125,7 +144,41 @@ impl Unsettled<'_> {
             let traces = traces.clone().map(Counted::new);
             counts.push((table, table.not_counted(self.server, self.range, traces).await?));
         }
-        Ok(Missing { rows, counts })
+        Ok(Missing { has_rows: !present.is_empty(), rows, counts })
+    }
+
+    /// Whether the whole batch may be sent under its own token.
+    async fn may_go_whole(&self, missing: &Missing<'_>) -> Result<bool, Failure> {
+        Ok(self.is_everything(missing) || missing.has_rows && self.is_token_remembered().await?)
+    }
+
+    /// Whether so few parts were inserted since the batch's rows that its token must be known. A merged part
+    /// is as old as the oldest in it, so this errs towards no.
+    async fn is_token_remembered(&self) -> Result<bool, Failure> {
+        let table = self.batch.table.name;
+        let sql = format!(
+            "SELECT assumeNotNull((SELECT max(max_block_number) FROM system.parts \
+                     WHERE database = currentDatabase() AND table = '{table}' AND active)) \
+                 - assumeNotNull((SELECT min(toInt64(splitByChar('_', _part)[2])) FROM {table} \
+                     WHERE log_id = {{log_id:UInt64}} AND log_partition = {{log_partition:UInt32}} \
+                     AND log_offset >= {{from:UInt64}} AND log_offset < {{to:UInt64}})) AS parts_since, \
+                 toInt64OrZero(extract(create_table_query, \
+                     'non_replicated_deduplication_window = ([0-9]+)')) AS window \
+             FROM system.tables WHERE database = currentDatabase() AND name = '{table}'"
+        );
+        let tokens: Vec<Tokens> = self.server.rows(self.of_range(&sql)).await?;
+        let is_known = |tokens: &Tokens| tokens.parts_since.saturating_mul(REMEMBERED_MARGIN) < tokens.window;
+        Ok(tokens.first().is_some_and(is_known))
+    }
+
+    /// A query whose parameters are the batch's range.
+    fn of_range(&self, sql: &str) -> Query {
+        self.server
+            .query(sql)
+            .param("log_id", self.range.log_id.0)
+            .param("log_partition", self.range.partition)
+            .param("from", self.range.from)
+            .param("to", self.range.to)
     }
 
     /// Which rows are there.
@@ -146,12 +199,7 @@ impl Unsettled<'_> {
         }
         let times = self.batch.entries.iter().map(|entry| entry.time);
         let query = self
-            .server
-            .query(&sql)
-            .param("log_id", self.range.log_id.0)
-            .param("log_partition", self.range.partition)
-            .param("from", self.range.from)
-            .param("to", self.range.to)
+            .of_range(&sql)
             .param("first", times.clone().min().unwrap_or(0))
             .param("last", times.max().unwrap_or(0));
         let rows: Vec<Present> = self.server.rows(query).await?;

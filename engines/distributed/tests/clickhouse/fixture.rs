@@ -19,6 +19,8 @@ use panopticon_core::{
 use panopticon_distributed::clickhouse::{ClickhouseStore, migrate};
 use uuid::Uuid;
 
+const VIEWS: [&str; 2] = ["usage_15m_from_traces", "usage_daily_from_traces"];
+
 pub struct ShiftedClock(pub AtomicI64);
 
 impl Clock for ShiftedClock {
@@ -93,6 +95,17 @@ impl Fixture {
             .execute()
             .await
             .unwrap();
+    }
+
+    /// Does something while nothing is counted.
+    pub async fn without_views(&self, work: impl AsyncFnOnce()) {
+        for view in VIEWS {
+            self.sql(&format!("DETACH TABLE {view} SYNC")).await;
+        }
+        work().await;
+        for view in VIEWS {
+            self.sql(&format!("ATTACH TABLE {view}")).await;
+        }
     }
 
     pub async fn count(&self, of: &str) -> u64 {

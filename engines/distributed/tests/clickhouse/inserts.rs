@@ -71,6 +71,36 @@ async fn an_interrupted_insert_is_completed_whatever_the_crash_has_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn counts_that_an_old_owners_late_statement_could_still_bring_are_there_once() {
+    let Some(f) = Fixture::new().await else { return };
+    let batch = rows(1_000, 60, now());
+    // The server is killed when the rows are there and the views have not begun.
+    f.without_views(async || f.traces(1, 1_000, &batch, Attempt::First).await).await;
+    assert_eq!(f.counts().await[..3], [60, 0, 0]);
+    f.traces(1, 1_000, &batch, Attempt::Again).await;
+    assert_eq!(f.counts().await, sums(&batch));
+    // An old owner, frozen meanwhile, sends what it was about to send.
+    f.traces(1, 1_000, &batch, Attempt::First).await;
+    assert_eq!(f.counts().await, sums(&batch));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_whose_token_may_be_forgotten_are_not_sent_again() {
+    let Some(f) = Fixture::new().await else { return };
+    f.sql("ALTER TABLE traces MODIFY SETTING non_replicated_deduplication_window = 3").await;
+    let batch = rows(1_000, 60, now());
+    f.without_views(async || f.traces(1, 1_000, &batch, Attempt::First).await).await;
+    let mut all = batch.clone();
+    for n in 0..5 {
+        let other = rows(2_000 + n, 3, now());
+        f.traces(2, 2_000 + n, &other, Attempt::First).await;
+        all.extend(other);
+    }
+    f.traces(1, 1_000, &batch, Attempt::Again).await;
+    assert_eq!(f.counts().await, sums(&all));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn settling_leaves_other_partitions_and_older_batches_alone() {
     let Some(f) = Fixture::new().await else { return };
     let at = now();
