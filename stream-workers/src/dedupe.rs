@@ -4,6 +4,10 @@
 //! marked it already; whoever marks first decides, and a batch that is processed again after a crash finds
 //! its own places. A trace older than the set's window is also looked up in the trace store.
 //!
+//! Beside the position stands which owner of the partition has committed it. The seen set's word on how far
+//! the partition has come counts only if that owner or a newer one has given it: a worker that was replaced
+//! and does not know it yet could otherwise hide a loss of marks.
+//!
 //! A replayed record lies at a place of its own, while the marks of its traces name the place where it lay
 //! at first: they are moved before they are asked for. Whoever replays a record twice finds them gone.
 
@@ -13,8 +17,8 @@ use async_trait::async_trait;
 use panopticon_core::{
     config::Config,
     ids::{ClientId, EventId, LogId, Place},
-    log::{EventLog, Lease, Output, Record, Stored},
-    seen::{Mark, Marked, Move, Progress, SeenSet},
+    log::{Committed, EventLog, Lease, Output, Record, Stored},
+    seen::{Mark, Marked, Move, Owner, Progress, Rebuild, Restored, SeenError, SeenSet},
     stage::{PartitionContext, Stage, StageError, Transform, decode_each, transform},
     store::TraceStore,
     time::SharedClock,
@@ -35,6 +39,18 @@ pub struct Dedupe {
 
 const NAME: &str = "dedupe";
 const RESTORE_BYTES: usize = 4 << 20;
+
+/// The owner as it stands in the commit's metadata.
+fn signature(owner: Owner) -> String {
+    format!("owner={owner}")
+}
+
+/// Who made the last commit. One that names nobody is of an older build, or was set by hand.
+fn committer(committed: &Committed) -> Option<Owner> {
+    committed.offset?;
+    let named = committed.metadata.strip_prefix("owner=").and_then(|owner| owner.parse().ok());
+    Some(named.unwrap_or(Owner::UNNAMED))
+}
 
 impl Dedupe {
     /// A dedupe stage that remembers in `seen` and looks up old traces in `store`.
@@ -65,7 +81,10 @@ impl Stage for Dedupe {
             Some(offset) => offset,
             None => log.bounds(Topic::TracesRaw, partition).await?.low,
         };
+        let before = committer(lease.committed());
         let first_of_each = FirstOfEach {
+            owner: Owner::after(before),
+            trusts: before,
             log_id: log.topic(Topic::TracesRaw).await?.log_id,
             log,
             seen: self.seen.clone(),
@@ -81,6 +100,9 @@ impl Stage for Dedupe {
 }
 
 struct FirstOfEach {
+    owner: Owner,
+    /// The oldest owner whose word on the progress is taken.
+    trusts: Option<Owner>,
     log: Arc<dyn EventLog>,
     log_id: LogId,
     seen: Arc<dyn SeenSet>,
@@ -114,21 +136,38 @@ impl Transform for FirstOfEach {
             }
             traces.extend(arrivals);
         }
-        let progress = Progress { partition: self.partition, from: self.position, to: next };
         let came = traces.len();
-        let kept = self.first_of_each(traces, &moves, progress).await?;
+        let kept = self.first_of_each(traces, &moves, self.progress(next)).await?;
         let kept = self.unknown_to_the_store(kept).await?;
         metrics::counter!("panopticon_dedupe_duplicates_total").increment((came - kept.len()) as u64);
         outputs.extend(self.envelopes(kept));
         self.position = next;
         Ok(outputs)
     }
+
+    fn metadata(&self) -> String {
+        signature(self.owner)
+    }
 }
 
 impl FirstOfEach {
+    /// The batch from the position on and before `to`, as the seen set compares it.
+    fn progress(&self, to: u64) -> Progress {
+        let Self { log_id, partition, position: from, owner, trusts, .. } = *self;
+        Progress { log_id, partition, from, to, owner, trusts }
+    }
+
+    /// Passes by itself: it is noticed and rebuilt once more.
+    fn lost_again(&self) -> StageError {
+        StageError::Seen(SeenError::Unavailable(format!(
+            "it lost the marks of partition {} again while they were being rebuilt",
+            self.partition
+        )))
+    }
+
     /// The traces whose own place is the one that came first, after `moves`.
     async fn first_of_each<'a>(
-        &self,
+        &mut self,
         traces: Vec<Arrival<'a>>,
         moves: &[Move],
         progress: Progress,
@@ -138,17 +177,14 @@ impl FirstOfEach {
             Marked::First(first) => first,
             Marked::Lost => {
                 self.restore().await?;
-                match self.move_and_mark(moves, &marks, progress).await? {
+                self.trusts = Some(self.owner);
+                match self.move_and_mark(moves, &marks, self.progress(progress.to)).await? {
                     Marked::First(first) => first,
-                    Marked::Lost => {
-                        return Err(StageError::Broken(format!(
-                            "the seen set lost the marks of partition {} again while they were being rebuilt",
-                            self.partition
-                        )));
-                    }
+                    Marked::Lost => return Err(self.lost_again()),
                 }
             }
         };
+        self.trusts = Some(self.owner);
         Ok(traces
             .into_iter()
             .zip(first)
@@ -173,10 +209,13 @@ impl FirstOfEach {
     async fn restore(&self) -> Result<(), StageError> {
         warn!(partition = self.partition, "the seen set has lost marks; rebuilding them from `traces`");
         metrics::counter!("panopticon_dedupe_restores_total").increment(1);
+        let mut rebuild = Rebuild::new(self.progress(self.position));
+        // Begun before anything is read: whatever is lost from here on is missed.
+        let mut so_far = self.seen.restore(&mut rebuild, Vec::new()).await?;
         let bounds = self.log.bounds(Topic::Traces, self.partition).await?;
         let horizon = self.clock.now().minus(self.window);
         let (mut at, mut restored) = (bounds.low, 0);
-        while at < bounds.high {
+        while at < bounds.high && so_far == Restored::Whole {
             let records =
                 self.log.read(Topic::Traces, self.partition, at, bounds.high, RESTORE_BYTES).await?;
             let Some(last) = records.last() else { break };
@@ -188,11 +227,15 @@ impl FirstOfEach {
             }
             restored += marks.len();
             if !marks.is_empty() {
-                self.seen.restore(marks, None).await?;
+                so_far = self.seen.restore(&mut rebuild, marks).await?;
             }
         }
-        let reached = Progress { partition: self.partition, from: self.position, to: self.position };
-        self.seen.restore(Vec::new(), Some(reached)).await?;
+        if so_far == Restored::Whole {
+            so_far = self.seen.end_rebuild(rebuild).await?;
+        }
+        if so_far == Restored::LostAgain {
+            return Err(self.lost_again());
+        }
         info!(partition = self.partition, marks = restored, "rebuilt the marks");
         Ok(())
     }

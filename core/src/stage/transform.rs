@@ -29,6 +29,11 @@ pub trait Transform: Send {
     async fn idle(&mut self, _now: Time) -> Result<Vec<Output>, StageError> {
         Ok(Vec::new())
     }
+
+    /// What is kept beside the position with each commit.
+    fn metadata(&self) -> String {
+        String::new()
+    }
 }
 
 /// Work that is done but not yet committed: there was nothing to write, or nothing that anybody waits for.
@@ -93,14 +98,14 @@ pub async fn transform<T: Transform>(
         };
         if let Some(done) = uncommitted.take_if(is_due) {
             let began = Instant::now();
-            lease.commit(done.commit).await?;
+            lease.commit(Commit { metadata: transform.metadata(), ..done.commit }).await?;
             context.finished(done.records);
             paced_until = began + pace.max(began.elapsed() * 2);
         }
     }
     // Whoever comes next need not look at these again; should this fail, it does.
     if let Some(done) = uncommitted {
-        match lease.commit(done.commit).await {
+        match lease.commit(Commit { metadata: transform.metadata(), ..done.commit }).await {
             Ok(()) => context.finished(done.records),
             Err(error) => debug!(stage = context.stage, %error, "the last position was not committed"),
         }

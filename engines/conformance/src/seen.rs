@@ -2,7 +2,7 @@
 
 use panopticon_core::{
     ids::Place,
-    seen::{Mark, Marked, Move},
+    seen::{Mark, Marked, Move, Owner, Progress, Rebuild, Restored},
 };
 
 use crate::{
@@ -73,7 +73,12 @@ pub async fn a_restored_mark_stands_over_what_was_there<E: EngineUnderTest>(engi
     let ports = engine.ports();
     mark(&ports, &[(1, 10), (2, 20)]).await;
     let marks = [(1, 11), (3, 31)].map(|(n, offset)| Mark { key: key(n), place: place(offset) });
-    ports.seen.restore(marks.to_vec(), None).await.unwrap();
+    let Place { log_id, partition, .. } = place(0);
+    let reached = Progress { log_id, partition, from: 15, to: 15, owner: Owner::after(None), trusts: None };
+    let mut rebuild = Rebuild::new(reached);
+    assert_eq!(ports.seen.restore(&mut rebuild, Vec::new()).await.unwrap(), Restored::Whole);
+    assert_eq!(ports.seen.restore(&mut rebuild, marks.to_vec()).await.unwrap(), Restored::Whole);
+    assert_eq!(ports.seen.end_rebuild(rebuild).await.unwrap(), Restored::Whole);
     assert_eq!(mark(&ports, &[(1, 12), (2, 22), (3, 32)]).await, places(&[11, 20, 31]));
 }
 

@@ -14,7 +14,7 @@ use std::{
 use panopticon_core::{
     config::{Config, Secret},
     ids::{EventId, LogId, Place, SeenKey},
-    seen::{Mark, Marked, Progress, SeenError, SeenSet},
+    seen::{Mark, Marked, Move, Owner, Progress, Rebuild, Restored, SeenError, SeenSet},
     time::{Clock, SystemClock, Time},
 };
 use panopticon_distributed::redis::{MAX_MARKS_PER_CALL, RedisSeen};
@@ -72,12 +72,21 @@ impl Set {
         redis::cmd(name).arg(arguments).query_async(&mut self.connection().await).await.unwrap()
     }
 
+    /// In one step, as an emptied server has.
     async fn forget_everything(&self) {
-        let keys: Vec<String> = self.command("KEYS", &[&format!("{}*", self.config.redis.key_prefix)]).await;
-        for keys in keys.chunks(1_000) {
-            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-            let _: u64 = self.command("DEL", &keys).await;
-        }
+        let script = "for _, key in ipairs(redis.call('KEYS', ARGV[1])) do redis.call('DEL', key) end";
+        let _: () = self.command("EVAL", &[script, "0", &format!("{}*", self.config.redis.key_prefix)]).await;
+    }
+
+    async fn is_lost(&self, marks: Vec<Mark>, progress: Option<Progress>) -> bool {
+        self.seen.mark(marks, progress).await.unwrap() == Marked::Lost
+    }
+
+    /// A whole rebuild.
+    async fn rebuild(&self, marks: Vec<Mark>, progress: Option<Progress>) {
+        let mut rebuild = Rebuild::new(progress.unwrap());
+        assert_eq!(self.seen.restore(&mut rebuild, marks).await.unwrap(), Restored::Whole);
+        assert_eq!(self.seen.end_rebuild(rebuild).await.unwrap(), Restored::Whole);
     }
 }
 
@@ -93,8 +102,15 @@ fn mark(n: u128, offset: u64, index: u32) -> Mark {
     Mark { key: key(n), place: place(offset, index) }
 }
 
+/// The only owner, in tests of one.
+const OWNER: Owner = Owner { number: 1, nonce: 0x0123_4567_89ab_cdef };
+
 fn progress(from: u64, to: u64) -> Option<Progress> {
-    Some(Progress { partition: 3, from, to })
+    progress_of(OWNER, (from > 0).then_some(OWNER), from, to)
+}
+
+fn progress_of(owner: Owner, trusts: Option<Owner>, from: u64, to: u64) -> Option<Progress> {
+    Some(Progress { log_id: LOG, partition: 3, from, to, owner, trusts })
 }
 
 #[tokio::test]
@@ -168,12 +184,13 @@ async fn lost_marks_are_noticed_and_can_be_restored() {
     set.forget_everything().await;
     // The gateway goes on marking meanwhile: a resend of trace 1 gets in front of the restore.
     set.firsts(vec![mark(1, 11, 0)], None).await;
-    assert_eq!(set.seen.mark(vec![mark(2, 10, 0)], progress(10, 12)).await.unwrap(), Marked::Lost);
-    assert_eq!(set.seen.mark(vec![mark(2, 10, 0)], progress(10, 12)).await.unwrap(), Marked::Lost);
+    assert!(set.is_lost(vec![mark(2, 10, 0)], progress(10, 12)).await);
+    assert!(set.is_lost(vec![mark(2, 10, 0)], progress(10, 12)).await);
 
-    set.seen.restore(vec![mark(1, 0, 0)], None).await.unwrap();
-    assert_eq!(set.seen.mark(vec![], progress(10, 12)).await.unwrap(), Marked::Lost);
-    set.seen.restore(vec![], progress(0, 10)).await.unwrap();
+    let mut rebuild = Rebuild::new(progress(10, 10).unwrap());
+    assert_eq!(set.seen.restore(&mut rebuild, vec![mark(1, 0, 0)]).await.unwrap(), Restored::Whole);
+    assert!(set.is_lost(vec![], progress(10, 12)).await);
+    assert_eq!(set.seen.end_rebuild(rebuild).await.unwrap(), Restored::Whole);
     let batch = vec![mark(2, 10, 0), mark(1, 11, 0)];
     assert_eq!(set.firsts(batch, progress(10, 12)).await, [place(10, 0), place(0, 0)]);
 }
@@ -181,9 +198,127 @@ async fn lost_marks_are_noticed_and_can_be_restored() {
 #[tokio::test]
 async fn an_older_snapshot_is_noticed() {
     let Some(set) = Set::new().await else { return };
-    set.seen.restore(vec![mark(1, 0, 0)], progress(0, 5)).await.unwrap();
-    assert_eq!(set.seen.mark(vec![mark(2, 6, 0)], progress(6, 7)).await.unwrap(), Marked::Lost);
+    set.firsts(vec![mark(1, 0, 0)], progress(0, 5)).await;
+    assert!(set.is_lost(vec![mark(2, 6, 0)], progress(6, 7)).await);
     set.firsts(vec![mark(2, 5, 0)], progress(5, 7)).await;
+}
+
+#[tokio::test]
+async fn a_mark_that_was_left_behind_by_a_loss_does_not_hide_the_record_that_is_to_be_kept() {
+    let Some(set) = Set::new().await else { return };
+    // Of two sends of trace 1 the second was marked first: the first one is dropped. Trace 2 is kept.
+    set.firsts(vec![mark(1, 1, 0)], None).await;
+    let batch = vec![mark(1, 0, 0), mark(2, 0, 1)];
+    assert_eq!(set.firsts(batch, progress(0, 1)).await, [place(1, 0), place(0, 1)]);
+    set.forget_everything().await;
+    // Only now the first one's gateway comes to marking; and another one's, of a send of trace 2.
+    set.firsts(vec![mark(1, 0, 0)], None).await;
+    set.firsts(vec![mark(2, 1, 1)], None).await;
+    let batch = vec![mark(1, 1, 0), mark(2, 1, 1)];
+    assert!(set.is_lost(batch.clone(), progress(1, 2)).await);
+    set.rebuild(vec![mark(2, 0, 1)], progress(1, 1)).await;
+    // A slower one still.
+    set.firsts(vec![mark(1, 0, 0)], None).await;
+    assert_eq!(set.firsts(batch, progress(1, 2)).await, [place(1, 0), place(0, 1)]);
+    // Gateways are told the same.
+    let resent = vec![mark(1, 9, 0), mark(2, 9, 1)];
+    assert_eq!(set.firsts(resent, None).await, [place(1, 0), place(0, 1)]);
+}
+
+#[tokio::test]
+async fn a_rebuilt_mark_moves_with_a_replay() {
+    let Some(set) = Set::new().await else { return };
+    set.rebuild(vec![mark(1, 4, 300)], progress(5, 5)).await;
+    let shift = Move { key: key(1), from: place(4, 300), to: place(6, 0) };
+    set.seen.shift(vec![shift]).await.unwrap();
+    assert_eq!(set.firsts(vec![mark(1, 7, 0)], None).await, [place(6, 0)]);
+}
+
+#[tokio::test]
+async fn a_worker_that_was_replaced_does_not_hide_a_loss_of_marks() {
+    let Some(set) = Set::new().await else { return };
+    let old = Owner::after(None);
+    set.firsts(vec![mark(1, 0, 0)], progress_of(old, None, 0, 1)).await;
+    let owner = Owner::after(Some(old));
+    set.firsts(vec![mark(2, 1, 0)], progress_of(owner, Some(old), 1, 2)).await;
+    set.forget_everything().await;
+    // The old one has read `traces` before the owner's commit.
+    assert!(set.is_lost(vec![], progress_of(old, Some(old), 1, 3)).await);
+    set.rebuild(vec![mark(1, 0, 0)], progress_of(old, Some(old), 1, 1)).await;
+    set.firsts(vec![mark(3, 1, 0)], progress_of(old, Some(old), 1, 3)).await;
+    let resent = vec![mark(2, 2, 0)];
+    assert!(set.is_lost(resent.clone(), progress_of(owner, Some(owner), 2, 3)).await);
+    set.rebuild(vec![mark(1, 0, 0), mark(2, 1, 0)], progress_of(owner, Some(owner), 2, 2)).await;
+    assert_eq!(set.firsts(resent, progress_of(owner, Some(owner), 2, 3)).await, [place(1, 0)]);
+    // One that began where the owner did is told from it, too.
+    set.forget_everything().await;
+    let twin = Owner::after(Some(old));
+    set.firsts(vec![], progress_of(twin, None, 0, 9)).await;
+    assert!(set.is_lost(vec![], progress_of(owner, Some(owner), 3, 4)).await);
+}
+
+#[tokio::test]
+async fn a_worker_that_was_replaced_does_not_make_the_owner_rebuild() {
+    let Some(set) = Set::new().await else { return };
+    let old = Owner::after(None);
+    set.firsts(vec![mark(1, 0, 0)], progress_of(old, None, 0, 1)).await;
+    let owner = Owner::after(Some(old));
+    set.firsts(vec![mark(2, 1, 0)], progress_of(owner, Some(old), 1, 2)).await;
+    set.firsts(vec![mark(2, 1, 0)], progress_of(old, Some(old), 1, 9)).await;
+    set.firsts(vec![mark(3, 2, 0)], progress_of(owner, Some(owner), 2, 3)).await;
+    // Nor is the owner taken at a word of the other's.
+    assert!(set.is_lost(vec![], progress_of(owner, Some(owner), 4, 5)).await);
+}
+
+#[tokio::test]
+async fn marks_that_are_lost_again_while_they_are_rebuilt_are_missed() {
+    let Some(set) = Set::new().await else { return };
+    set.firsts(vec![mark(1, 0, 0), mark(2, 0, 1)], progress(0, 1)).await;
+    set.forget_everything().await;
+    let mut rebuild = Rebuild::new(progress(1, 1).unwrap());
+    assert_eq!(set.seen.restore(&mut rebuild, vec![mark(1, 0, 0)]).await.unwrap(), Restored::Whole);
+    set.forget_everything().await;
+    let rest = vec![mark(2, 0, 1)];
+    assert_eq!(set.seen.restore(&mut rebuild, rest).await.unwrap(), Restored::LostAgain);
+    assert_eq!(set.seen.end_rebuild(rebuild).await.unwrap(), Restored::LostAgain);
+    assert!(set.is_lost(vec![], progress(1, 2)).await);
+
+    // Two at once: the first is over.
+    let begin = async || {
+        let mut rebuild = Rebuild::new(progress(1, 1).unwrap());
+        assert_eq!(set.seen.restore(&mut rebuild, vec![]).await.unwrap(), Restored::Whole);
+        rebuild
+    };
+    let (first, second) = (begin().await, begin().await);
+    assert_eq!(set.seen.end_rebuild(first).await.unwrap(), Restored::LostAgain);
+    assert_eq!(set.seen.end_rebuild(second).await.unwrap(), Restored::Whole);
+}
+
+#[tokio::test]
+async fn marks_that_are_lost_between_two_calls_of_a_batch_are_missed() {
+    let Some(set) = Set::new().await else { return };
+    let seen = RedisSeen::connect(&set.config, set.clock.clone()).await.unwrap();
+    let many = (0..MAX_MARKS_PER_CALL as u32 * 10).map(|n| mark(n.into(), 0, n)).collect();
+    let batch = tokio::spawn(async move { seen.mark(many, progress(0, 1)).await });
+    let name = format!("{}progress", set.config.redis.key_prefix);
+    while !batch.is_finished() && !set.command::<bool>("HEXISTS", &[&name, "work:3"]).await {}
+    set.forget_everything().await;
+    assert!(batch.await.unwrap().unwrap() == Marked::Lost);
+}
+
+#[tokio::test]
+async fn progress_of_an_older_build_is_understood() {
+    let Some(set) = Set::new().await else { return };
+    let name = format!("{}progress", set.config.redis.key_prefix);
+    let unnamed = |from| progress_of(OWNER, Some(Owner::UNNAMED), from, from + 1);
+    // With its log id; and without, as a rebuild left it.
+    for (at, written) in [(10, format!("{:016x}:10", LOG.0)), (20, ":20".to_owned())] {
+        let _: u64 = set.command("HSET", &[&name, "3", &written]).await;
+        assert!(set.is_lost(vec![], unnamed(at + 1)).await);
+        assert!(set.is_lost(vec![], progress_of(OWNER, Some(OWNER), at, at + 1)).await);
+        set.firsts(vec![mark(at.into(), at, 0)], unnamed(at)).await;
+        set.firsts(vec![], progress_of(OWNER, Some(OWNER), at + 1, at + 2)).await;
+    }
 }
 
 #[tokio::test]
@@ -192,9 +327,10 @@ async fn a_topic_created_anew_starts_anew() {
     set.firsts(vec![mark(1, 99, 0)], progress(0, 100)).await;
     let anew =
         |n, offset| Mark { key: key(n), place: Place { log_id: LogId(7), partition: 3, offset, index: 0 } };
-    assert_eq!(set.seen.mark(vec![anew(2, 50)], progress(50, 51)).await.unwrap(), Marked::Lost);
+    let progress = |from, to| progress(from, to).map(|progress| Progress { log_id: LogId(7), ..progress });
+    assert!(set.is_lost(vec![anew(2, 50)], progress(50, 51)).await);
     set.firsts(vec![anew(3, 0)], progress(0, 1)).await;
-    assert_eq!(set.seen.mark(vec![anew(4, 50)], progress(50, 51)).await.unwrap(), Marked::Lost);
+    assert!(set.is_lost(vec![anew(4, 50)], progress(50, 51)).await);
     set.firsts(vec![anew(4, 1)], progress(1, 2)).await;
 }
 

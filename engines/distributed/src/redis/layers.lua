@@ -1,4 +1,4 @@
--- Part of every script: where marks lie.
+-- Part of every script: where marks lie, and what is known of partitions.
 --
 -- Marks lie in small hashes, which Redis keeps as listpacks: about 26 bytes a mark. The hashes of one
 -- period and one number of buckets (2^bits) are a layer; a layer that has filled is followed by one with
@@ -6,7 +6,11 @@
 --
 -- KEYS: 1 the layers' counts, 2 the numbers of log ids, 3 the partitions' progress.
 -- ARGV: 1 prefix of the hashes, 2 shift of the clock in ms (0 but in tests), 3 length of a period in ms,
---       4 most marks of a hash, 5 bits of the first layer.
+--       4 most marks of a hash, 5 bits of the first layer;
+--       then what is asked of a partition's progress, each '' where nothing is: 6 the partition, 7 first offset
+--       of the batch, 8 one past the last where this is the last call of a work, 9 log id, 10 the owner who
+--       asks, 11 the oldest owner whose word counts, 12 which work, 13 how many of its calls were before;
+--       14 how many log ids follow, the log ids, then the marks.
 
 local MAX_BITS = 26
 local MAX_LOGS = 250
@@ -84,11 +88,11 @@ local function count_added(layer)
   if layer.added then redis.call('HINCRBY', KEYS[1], layer.name, layer.added) end
 end
 
--- ARGV[i] is how many log ids follow; their numbers, one byte each, and where the marks begin.
-local function log_numbers(i)
-  local numbers, count = {}, tonumber(ARGV[i])
+-- The numbers of the call's log ids, one byte each, and where the marks begin.
+local function log_numbers()
+  local numbers, count = {}, tonumber(ARGV[14])
   for n = 1, count do
-    local log_id = ARGV[i + n]
+    local log_id = ARGV[14 + n]
     local number = redis.call('HGET', KEYS[2], log_id)
     if not number then
       number = redis.call('HLEN', KEYS[2])
@@ -97,7 +101,57 @@ local function log_numbers(i)
     end
     numbers[n] = string.char(tonumber(number))
   end
-  return numbers, i + count + 1
+  return numbers, 14 + count + 1
+end
+
+-- A mark that a rebuild has written has the last number of its place a byte longer than need be: it counts
+-- below the floor, and is the same place to whoever reads it.
+local function is_kept(value)
+  return string.byte(value, -1) == 0 and string.byte(value, -2) >= 128
+end
+
+local function kept(value)
+  return string.sub(value, 1, -2) .. string.char(string.byte(value, -1) + 128) .. '\0'
+end
+
+local function plain(value)
+  if not is_kept(value) then return value end
+  return string.sub(value, 1, -3) .. string.char(string.byte(value, -2) - 128)
+end
+
+-- Progress is `log id:offset:floor:owner`; builds that knew of no owners wrote `log id:offset`, and that is
+-- owner 0.0, who has no floor.
+local function progress_of(partition)
+  local stored = redis.call('HGET', KEYS[3], partition) or ''
+  local log, offset, rest = string.match(stored, '^(%x*):(%d+)(.*)$')
+  if not log then return nil end
+  local floor, owner, number = string.match(rest, '^:(%d+):((%d+)%.%x+)$')
+  return {
+    log = log, reached = tonumber(offset), floor = tonumber(floor or 0), owner = owner or '0.0',
+    number = tonumber(number or 0),
+  }
+end
+
+local function set_progress(reached, floor)
+  redis.call('HSET', KEYS[3], ARGV[6], string.format('%s:%.0f:%.0f:%s', ARGV[9], reached, floor, ARGV[10]))
+end
+
+local function number_of(owner) return tonumber(string.match(owner, '^%d+')) end
+
+-- A work of several calls leaves a trace of each, which the next one must find: or what it has written is lost.
+local WORK = 'work:' .. ARGV[6]
+local is_first, is_last = ARGV[13] == '0', ARGV[8] ~= ''
+
+local function is_unbroken()
+  return redis.call('HGET', KEYS[3], WORK) == ARGV[12] .. ':' .. ARGV[13]
+end
+
+local function leave_trace()
+  if not is_last then
+    redis.call('HSET', KEYS[3], WORK, ARGV[12] .. ':' .. tonumber(ARGV[13]) + 1)
+  elseif not is_first then
+    redis.call('HDEL', KEYS[3], WORK)
+  end
 end
 
 local TOO_MANY_LOGS = 'TOOMANYLOGS marks of more than ' .. MAX_LOGS .. ' creations of a topic'

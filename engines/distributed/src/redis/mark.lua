@@ -1,9 +1,7 @@
 -- Marks keys with places unless they have one, and answers the places that came first.
 --
--- ARGV: 6 partition or '', 7 first offset, 8 one past the last or '' (compare, but do not advance),
---       9 log id of the progress or '', 10 how many log ids follow, the log ids,
---       then, record by record: its partition as `log id:partition`, its offset, its log id's position in the
---       list, how many marks it has, and of each the first 4 bytes of its key as a number, the other 12, and
+-- ARGV: the marks, record by record: its partition as `log id:partition`, its offset, its log id's position in
+--       the list, how many marks it has, and of each the first 4 bytes of its key as a number, the other 12, and
 --       its place without the log.
 -- Answers nil when marks of the partition were lost; else the log ids' numbers, and for each mark the place
 -- that came first, '' when that is the mark's own.
@@ -12,34 +10,80 @@
 -- what the gateway has found of a record, the dedupe stage need not look up mark by mark. Rebuilding lost
 -- marks begins a new epoch, in which no older note counts: a note may have been made while marks were missing.
 
-local partition, progress_log = ARGV[6], ARGV[9]
-local reached = 0
+local partition = ARGV[6]
+local known
 if partition ~= '' then
-  local from = tonumber(ARGV[7])
-  local stored = redis.call('HGET', KEYS[3], partition)
-  local log, offset = string.match(stored or '', '^(%x*):(%d+)$')
+  known = progress_of(partition)
   -- Progress in another creation of the topic says nothing of this one.
-  if log and (log == progress_log or log == '' or progress_log == '') then
-    reached = tonumber(offset)
-    if progress_log == '' then progress_log = log end
+  if known and known.log ~= ARGV[9] and known.log ~= '' then known = nil end
+  if is_first then
+    -- Nothing known, at the very beginning: nothing can have been lost.
+    if (known and known.reached or 0) < tonumber(ARGV[7]) then return false end
+    local oldest = ARGV[11]
+    -- Of two owners that began at the same commit nobody here knows which came after the other.
+    local is_trusted = oldest == ''
+      or known and (known.owner == oldest or known.number > number_of(oldest))
+    if not is_trusted then return false end
+  elseif not is_unbroken() then
+    return false
   end
-  -- Nothing known, at the very beginning: nothing can have been lost.
-  if reached < from then return false end
+end
+
+-- The floor of a partition of the log with this number.
+local floors = {}
+local function floor_of(log_number, number)
+  local name = log_number .. number
+  if not floors[name] then
+    local progress, floor = progress_of(number), 0
+    if progress and progress.floor > 0 then
+      local log_id = string.gsub(progress.log, '%x%x', function(hex) return string.char(tonumber(hex, 16)) end)
+      local stored = redis.call('HGET', KEYS[2], log_id)
+      if stored and string.char(tonumber(stored)) == log_number then floor = progress.floor end
+    end
+    floors[name] = floor
+  end
+  return floors[name]
+end
+
+-- The number that begins at byte `at`, and where the next one does.
+local function varint(value, at)
+  local number, scale = 0, 1
+  while true do
+    local byte = string.byte(value, at)
+    at = at + 1
+    if byte < 128 then return number + byte * scale, at end
+    number, scale = number + (byte - 128) * scale, scale * 128
+  end
+end
+
+-- Whether a mark was not left behind by a loss.
+local function counts(value)
+  if is_kept(value) then return true end
+  local number, at = varint(value, 2)
+  return varint(value, at) >= floor_of(string.sub(value, 1, 1), string.format('%.0f', number))
 end
 
 -- The place that a mark has already; without one, it is set to `place` in the open layer. What the newest
 -- layer holds counts before what older ones hold.
 local function first_place(layers, open, bucket, field, place)
   local hash = open.prefix .. math.floor(bucket / open.divisor)
-  if redis.call('HSETNX', hash, field, place) == 0 then return redis.call('HGET', hash, field) end
+  local is_new = redis.call('HSETNX', hash, field, place) == 1
+  if not is_new then
+    local found = redis.call('HGET', hash, field)
+    if found == place or counts(found) then return found end
+  end
   for _, layer in ipairs(layers) do
     if layer ~= open then
       local found = redis.call('HGET', layer.prefix .. math.floor(bucket / layer.divisor), field)
-      if found then
+      if found and (found == place or counts(found)) then
         redis.call('HDEL', hash, field)
         return found
       end
     end
+  end
+  if not is_new then
+    redis.call('HSET', hash, field, place)
+    return false
   end
   open.added = (open.added or 0) + 1
   if redis.call('HLEN', hash) == 1 then redis.call('PEXPIRE', hash, ttl_ms) end
@@ -49,16 +93,15 @@ end
 -- Whether the dedupe stage has done this offset already.
 local function passed(home, offset)
   local log, number = string.match(home, '^(%x*):(%d+)$')
-  local reached_log, reached_offset =
-    string.match(redis.call('HGET', KEYS[3], number) or '', '^(%x*):(%d+)$')
-  return reached_log == log and tonumber(reached_offset) > tonumber(offset)
+  local progress = progress_of(number)
+  return progress and progress.log == log and progress.reached > tonumber(offset)
 end
 
 local layers = live_layers()
 local answers = {}
-if #ARGV > 10 then
+if #ARGV > 14 then
   local open = open_layer(layers)
-  local numbers, first = log_numbers(10)
+  local numbers, first = log_numbers()
   if not numbers then return redis.error_reply(TOO_MANY_LOGS) end
   answers[1] = redis.call('HGETALL', KEYS[2])
   local epoch = redis.call('HGET', KEYS[3], 'epoch') or '0'
@@ -74,7 +117,7 @@ if #ARGV > 10 then
       for m = i + 4, last, 3 do
         local place = number .. ARGV[m + 2]
         local found = first_place(layers, open, ARGV[m], ARGV[m + 1], place)
-        if found and found ~= place then
+        if found and plain(found) ~= place then
           clean = false
           answers[#answers + 1] = found
         else
@@ -86,7 +129,7 @@ if #ARGV > 10 then
         redis.call('PEXPIRE', notes, ttl_ms)
       end
     end
-    if partition ~= '' and ARGV[8] ~= '' then redis.call('HDEL', notes, offset) end
+    if partition ~= '' and is_last then redis.call('HDEL', notes, offset) end
     i = last + 1
   end
   count_added(open)
@@ -94,8 +137,13 @@ else
   answers[1] = {}
 end
 
-if partition ~= '' and ARGV[8] ~= '' then
-  local to = math.max(reached, tonumber(ARGV[8]))
-  redis.call('HSET', KEYS[3], partition, progress_log .. ':' .. string.format('%.0f', to))
+if partition ~= '' then
+  leave_trace()
+  -- What a newer owner has said stays: whoever asks is not the owner any more.
+  if is_last and (not known or known.number <= number_of(ARGV[10])) then
+    local reached, floor = 0, 0
+    if known then reached, floor = known.reached, known.floor end
+    set_progress(math.max(reached, tonumber(ARGV[8])), floor)
+  end
 end
 return answers

@@ -7,6 +7,11 @@
 //! a hash expires as a whole, so nothing is ever deleted mark by mark. `layers.lua` says how the number of
 //! buckets follows the traffic; look-ups go through the present period and the two before it.
 //!
+//! Beside the marks lies the progress of each partition: how far it has come, by which owner's word, and its
+//! *floor*: the position at which its marks were last rebuilt. Below the floor only marks count that the
+//! rebuild has written; what a slow gateway has marked after the loss, or what came back with a snapshot, may
+//! name a record that was dropped in favour of another.
+//!
 //! It is one primary (replicas as you like), not a cluster: a script names keys as it goes. One core of it
 //! marks some 150,000 traces a second.
 
@@ -19,7 +24,7 @@ use async_trait::async_trait;
 use panopticon_core::{
     config::Config,
     ids::{LogId, Place},
-    seen::{Mark, Marked, Move, Progress, SeenError, SeenSet},
+    seen::{Mark, Marked, Move, Progress, Rebuild, Restored, SeenError, SeenSet},
     time::{Clock as _, SharedClock, SystemClock},
 };
 use redis::{ErrorKind, RedisError, Script, ServerErrorKind, Value, aio::ConnectionManager};
@@ -96,15 +101,20 @@ impl RedisSeen {
             .arg(self.period_ms)
             .arg(self.hash_marks)
             .arg(FIRST_BITS);
-        // The marks of a partition's batch are all of one log: it is the progress's log too.
-        let log_id = marks.first().map(|mark| format!("{:016x}", mark.place.log_id.0)).unwrap_or_default();
         match step {
-            None => call.arg("").arg("").arg("").arg(""),
-            Some(Step { progress, advance }) => call
-                .arg(progress.partition)
-                .arg(progress.from)
-                .arg(if advance { progress.to.to_string() } else { String::new() })
-                .arg(log_id),
+            None => (0..STEP_ARGUMENTS).for_each(|_| {
+                call.arg("");
+            }),
+            Some(Step { progress, work, calls, is_last }) => {
+                call.arg(progress.partition)
+                    .arg(progress.from)
+                    .arg(if is_last { progress.to.to_string() } else { String::new() })
+                    .arg(format!("{:016x}", progress.log_id.0))
+                    .arg(progress.owner.to_string())
+                    .arg(progress.trusts.map(|owner| owner.to_string()).unwrap_or_default())
+                    .arg(format!("{work:x}"))
+                    .arg(calls);
+            }
         };
         let logs = LogList::of(marks)?;
         call.arg(logs.ids.len());
@@ -144,6 +154,20 @@ impl RedisSeen {
             .map_err(|error| self.explain(&error))
     }
 
+    async fn restore_call(
+        &self,
+        rebuild: &Rebuild,
+        marks: &[Mark],
+        is_last: bool,
+    ) -> Result<Restored, SeenError> {
+        let Rebuild { progress, nonce: work, calls } = *rebuild;
+        let step = Step { progress, work, calls, is_last };
+        match self.call(Work::Restore, marks, Some(step)).await? {
+            Value::Nil => Ok(Restored::LostAgain),
+            _ => Ok(Restored::Whole),
+        }
+    }
+
     fn explain(&self, error: &RedisError) -> SeenError {
         let broken = |what: &str| SeenError::Broken(format!("Redis at {}: {what}", self.address));
         match error.kind() {
@@ -177,23 +201,25 @@ fn record_of(mark: &Mark) -> (LogId, u32, u64) {
     (mark.place.log_id, mark.place.partition, mark.place.offset)
 }
 
-/// What a call does with the partition's progress.
+/// A call of a work that concerns a partition's progress: the marks of a batch, or a rebuild.
 #[derive(Clone, Copy)]
 struct Step {
     progress: Progress,
-    /// Only the last call of a batch advances it.
-    advance: bool,
+    /// Random: which work it is. A call finds what those before have left of it.
+    work: u64,
+    /// How many calls of it were before.
+    calls: u64,
+    /// Only the last one sets the progress.
+    is_last: bool,
 }
 
-/// Cuts `marks` into calls; each with what it does with the progress.
-fn calls(marks: &[Mark], progress: Option<Progress>) -> Vec<(&[Mark], Option<Step>)> {
-    let mut chunks: Vec<&[Mark]> = marks.chunks(MAX_MARKS_PER_CALL).collect();
-    if chunks.is_empty() && progress.is_some() {
-        chunks.push(&[]);
-    }
-    let last = chunks.len().saturating_sub(1);
-    let step = |i| progress.map(|progress| Step { progress, advance: i == last });
-    chunks.into_iter().enumerate().map(|(i, chunk)| (chunk, step(i))).collect()
+/// How many arguments a [`Step`] is.
+const STEP_ARGUMENTS: usize = 8;
+
+/// Cuts marks into calls; one without marks where there are none.
+fn chunks(marks: &[Mark]) -> impl Iterator<Item = &[Mark]> {
+    let none = marks.is_empty().then_some(marks);
+    none.into_iter().chain(marks.chunks(MAX_MARKS_PER_CALL))
 }
 
 /// The log ids of a call, which its places name by position.
@@ -257,7 +283,13 @@ fn read_logs(answer: Value) -> Option<HashMap<u8, LogId>> {
 impl SeenSet for RedisSeen {
     async fn mark(&self, marks: Vec<Mark>, progress: Option<Progress>) -> Result<Marked, SeenError> {
         let mut first = Vec::with_capacity(marks.len());
-        for (chunk, step) in calls(&marks, progress) {
+        if marks.is_empty() && progress.is_none() {
+            return Ok(Marked::First(first));
+        }
+        let work = rand::random();
+        let last = (marks.len().div_ceil(MAX_MARKS_PER_CALL) as u64).saturating_sub(1);
+        for (calls, chunk) in (0..).zip(chunks(&marks)) {
+            let step = progress.map(|progress| Step { progress, work, calls, is_last: calls == last });
             let answer = self.call(Work::Mark, chunk, step).await?;
             if !read_answer(answer, chunk, &mut first)? {
                 return Ok(Marked::Lost);
@@ -266,11 +298,18 @@ impl SeenSet for RedisSeen {
         Ok(Marked::First(first))
     }
 
-    async fn restore(&self, marks: Vec<Mark>, progress: Option<Progress>) -> Result<(), SeenError> {
-        for (chunk, step) in calls(&marks, progress) {
-            self.call(Work::Restore, chunk, step).await?;
+    async fn restore(&self, rebuild: &mut Rebuild, marks: Vec<Mark>) -> Result<Restored, SeenError> {
+        for chunk in chunks(&marks) {
+            if self.restore_call(rebuild, chunk, false).await? == Restored::LostAgain {
+                return Ok(Restored::LostAgain);
+            }
+            rebuild.calls += 1;
         }
-        Ok(())
+        Ok(Restored::Whole)
+    }
+
+    async fn end_rebuild(&self, rebuild: Rebuild) -> Result<Restored, SeenError> {
+        self.restore_call(&rebuild, &[], true).await
     }
 
     async fn shift(&self, moves: Vec<Move>) -> Result<(), SeenError> {

@@ -1,12 +1,12 @@
 -- Moves keys that name the place they are said to have to another one; leaves all others as they are.
 --
--- ARGV: 6 to 9 unused, 10 how many log ids follow, the log ids, then for each move its key, the place that
---       it is to be moved from, its key again, and the place that it gets.
+-- ARGV: for each move its key, the place that it is to be moved from, its key again, and the place that it
+--       gets.
 
 local layers = live_layers()
-if #ARGV > 10 then
+if #ARGV > 14 then
   local open = open_layer(layers)
-  local numbers, first = log_numbers(10)
+  local numbers, first = log_numbers()
   if not numbers then return redis.error_reply(TOO_MANY_LOGS) end
   local function numbered(place) return numbers[string.byte(place, 1)] .. string.sub(place, 2) end
   for i = first, #ARGV, 4 do
@@ -18,7 +18,7 @@ if #ARGV > 10 then
       if found then break end
     end
     -- Set in the newest layer, it hides what older ones hold.
-    if found == from then put(open, key, field, to) end
+    if found and plain(found) == from then put(open, key, field, to) end
   end
   count_added(open)
 end

@@ -7,7 +7,7 @@ mod runs;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use panopticon_core::seen::{Mark, Marked, Move, Progress, SeenError, SeenSet};
+use panopticon_core::seen::{Mark, Marked, Move, Progress, Rebuild, Restored, SeenError, SeenSet};
 use rusqlite::params;
 
 pub(crate) use self::runs::Runs;
@@ -62,11 +62,16 @@ impl SeenSet for Seen {
         Ok(Marked::First(job.await?))
     }
 
-    async fn restore(&self, marks: Vec<Mark>, _: Option<Progress>) -> Result<(), SeenError> {
+    async fn restore(&self, _: &mut Rebuild, marks: Vec<Mark>) -> Result<Restored, SeenError> {
         let runs = Arc::clone(&self.runs);
         let window = self.core.config.retention.seen_window();
         let job = self.core.writer.run(Durability::Lazy, move |tx| runs.restore(tx, &marks, window));
-        Ok(job.await?)
+        job.await?;
+        Ok(Restored::Whole)
+    }
+
+    async fn end_rebuild(&self, _: Rebuild) -> Result<Restored, SeenError> {
+        Ok(Restored::Whole)
     }
 
     async fn shift(&self, moves: Vec<Move>) -> Result<(), SeenError> {
