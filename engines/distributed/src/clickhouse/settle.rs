@@ -166,7 +166,14 @@ impl Unsettled<'_> {
                      'non_replicated_deduplication_window = ([0-9]+)')) AS window \
              FROM system.tables WHERE database = currentDatabase() AND name = '{table}'"
         );
-        let tokens: Vec<Tokens> = self.server.rows(self.of_range(&sql)).await?;
+        let tokens: Vec<Tokens> = match self.server.rows(self.of_range(&sql)).await {
+            // Most likely a user that may not read `system.parts`.
+            Err(Failure::Broken(error)) => {
+                tracing::warn!(%error, "it is not known which tokens the server remembers");
+                return Ok(false);
+            }
+            answer => answer?,
+        };
         let is_known = |tokens: &Tokens| tokens.parts_since.saturating_mul(REMEMBERED_MARGIN) < tokens.window;
         Ok(tokens.first().is_some_and(is_known))
     }
