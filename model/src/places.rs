@@ -42,6 +42,8 @@ pub enum Part {
     Owner,
     /// After a rebuild, a mark below the position counts only if a rebuild has written it.
     Floor,
+    /// A rebuild begins at what is committed: a worker that has gone further begins anew.
+    AtCommitted,
     /// Each call of a rebuild finds what the calls before have written.
     Unbroken,
     /// Each call of a batch's marks finds what the calls before have written.
@@ -91,6 +93,8 @@ struct Worker {
     /// The oldest owner whose word on the progress it takes.
     trusts: Option<Owner>,
     position: Place,
+    /// It has passed records that it has not committed: there was nothing to keep.
+    ahead: bool,
     step: Step,
 }
 
@@ -103,9 +107,9 @@ impl Worker {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Step {
     Idle,
-    /// Marks were lost: these are still to be written, from what has been kept.
+    /// Marks were lost: these are still to be written, from what has been kept, once that is read.
     Rebuilding {
-        left: Vec<Place>,
+        left: Option<Vec<Place>>,
         call: Call,
     },
     /// In the midst of a batch's marks.
@@ -170,10 +174,12 @@ pub enum Action {
     Decide(usize, Place),
     /// The worker marks what comes next of its batch.
     MarkNext(usize),
-    /// The worker writes the next of the lost marks, or the progress after the last.
+    /// The worker reads what was kept; or it writes the next of the lost marks, or the progress after the last.
     Rebuild(usize),
     /// The worker commits what it keeps and its position.
     Commit(usize),
+    /// The worker keeps nothing, and goes on without a commit.
+    PassBy(usize),
     /// The worker is killed.
     Kill(usize),
     /// A new worker takes the partition over.
@@ -257,10 +263,15 @@ impl Places {
         let end = (next == to).then_some(to);
         let first = state.seen.mark_batch(asker, &marks, call, end, self.without);
         state.workers[worker].step = match first {
+            // To begin anew is to be another owner, who takes over.
+            None if state.workers[worker].ahead && self.without != Some(Part::AtCommitted) => {
+                state.workers.remove(worker);
+                return;
+            }
             None => {
                 let work = state.unused_work();
                 state.seen.begin_rebuild(work);
-                Step::Rebuilding { left: state.kept.clone(), call: Call { work, done: 1 } }
+                Step::Rebuilding { left: None, call: Call { work, done: 1 } }
             }
             Some(first) => {
                 let own = marks.iter().zip(first).map(|((_, place), first)| *place == first);
@@ -280,6 +291,10 @@ impl Places {
     fn rebuild(&self, state: &mut State, worker: usize) {
         let asker = state.workers[worker].asks();
         let Step::Rebuilding { left, call } = &mut state.workers[worker].step else { return };
+        let Some(left) = left else {
+            *left = Some(state.kept.clone());
+            return;
+        };
         let now = *call;
         call.done += 1;
         let next = left.pop();
@@ -307,8 +322,12 @@ impl Places {
         state.kept.extend(keep);
         state.position = to;
         state.committer = Some(state.workers[worker].owner);
-        state.workers[worker].position = to;
-        state.workers[worker].step = Step::Idle;
+        self.go_on(state, worker, to, false);
+    }
+
+    fn go_on(&self, state: &mut State, worker: usize, to: Place, ahead: bool) {
+        let worker = &mut state.workers[worker];
+        (worker.position, worker.ahead, worker.step) = (to, ahead, Step::Idle);
     }
 }
 
@@ -328,6 +347,7 @@ impl Model for Places {
                 owner: Owner { number: 1, generation: 0 },
                 trusts: None,
                 position: 0,
+                ahead: false,
                 step: Step::Idle,
             }],
             seen: Seen::default(),
@@ -361,7 +381,12 @@ impl Model for Places {
                 ),
                 Step::Rebuilding { .. } => actions.push(Action::Rebuild(number)),
                 Step::Marking { .. } => actions.push(Action::MarkNext(number)),
-                Step::Decided { .. } => actions.push(Action::Commit(number)),
+                Step::Decided { ref keep, .. } => {
+                    actions.push(Action::Commit(number));
+                    if keep.is_empty() {
+                        actions.push(Action::PassBy(number));
+                    }
+                }
             }
             if state.generation < self.faults.takeovers {
                 actions.push(Action::Kill(number));
@@ -391,6 +416,10 @@ impl Model for Places {
             }
             Action::Rebuild(worker) => self.rebuild(&mut state, worker),
             Action::Commit(worker) => self.commit(&mut state, worker),
+            Action::PassBy(worker) => {
+                let Step::Decided { to, .. } = last.workers[worker].step else { return None };
+                self.go_on(&mut state, worker, to, true);
+            }
             Action::Kill(worker) => {
                 state.workers.remove(worker);
             }
@@ -399,7 +428,7 @@ impl Model for Places {
                 let State { generation, position, committer: trusts, .. } = *last;
                 let number = trusts.map_or(0, |before| before.number) + 1;
                 let owner = Owner { number, generation: generation + 1 };
-                state.workers.push(Worker { owner, trusts, position, step: Step::Idle });
+                state.workers.push(Worker { owner, trusts, position, ahead: false, step: Step::Idle });
             }
             Action::Snapshot => state.snapshot = Some(state.seen.clone()),
             Action::Empty => {

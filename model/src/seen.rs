@@ -128,7 +128,7 @@ impl Seen {
         self.marks.contains_key(&id)
     }
 
-    /// The first call of a rebuild.
+    /// The first call of a rebuild, before what was kept is read.
     pub(crate) fn begin_rebuild(&mut self, work: u8) {
         self.under_way = Some(Call { work, done: 1 });
     }

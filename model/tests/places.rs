@@ -70,6 +70,11 @@ fn a_mark_that_outlived_the_loss_of_a_better_one_loses_a_trace() {
 }
 
 #[test]
+fn a_rebuild_further_on_than_what_is_committed_lets_a_trace_in_twice() {
+    breaks(Part::AtCommitted, NEVER_TWICE);
+}
+
+#[test]
 fn a_loss_of_marks_in_the_midst_of_their_rebuilding_lets_a_trace_in_twice() {
     breaks(Part::Unbroken, NEVER_TWICE);
 }

@@ -39,6 +39,8 @@ pub struct Dedupe {
 
 const NAME: &str = "dedupe";
 const RESTORE_BYTES: usize = 4 << 20;
+/// When marks may be lost.
+const AGAIN: &str = "again while they were being rebuilt";
 
 /// The owner as it stands in the commit's metadata.
 fn signature(owner: Owner) -> String {
@@ -94,6 +96,7 @@ impl Stage for Dedupe {
             max_envelope_bytes: self.max_envelope_bytes,
             partition,
             position,
+            ahead: false,
         };
         transform(lease, context, first_of_each).await
     }
@@ -113,6 +116,8 @@ struct FirstOfEach {
     partition: u32,
     /// Where the next batch begins.
     position: u64,
+    /// What was passed last left nothing to write, and may not be committed yet.
+    ahead: bool,
 }
 
 #[async_trait]
@@ -141,7 +146,7 @@ impl Transform for FirstOfEach {
         let kept = self.unknown_to_the_store(kept).await?;
         metrics::counter!("panopticon_dedupe_duplicates_total").increment((came - kept.len()) as u64);
         outputs.extend(self.envelopes(kept));
-        self.position = next;
+        (self.position, self.ahead) = (next, outputs.is_empty());
         Ok(outputs)
     }
 
@@ -157,12 +162,10 @@ impl FirstOfEach {
         Progress { log_id, partition, from, to, owner, trusts }
     }
 
-    /// Passes by itself: it is noticed and rebuilt once more.
-    fn lost_again(&self) -> StageError {
-        StageError::Seen(SeenError::Unavailable(format!(
-            "it lost the marks of partition {} again while they were being rebuilt",
-            self.partition
-        )))
+    /// Passes by itself: dedupe begins anew at what is committed.
+    fn lost(&self, when: &str) -> StageError {
+        let partition = self.partition;
+        StageError::Seen(SeenError::Unavailable(format!("it lost marks of partition {partition} {when}")))
     }
 
     /// The traces whose own place is the one that came first, after `moves`.
@@ -175,12 +178,15 @@ impl FirstOfEach {
         let marks: Vec<Mark> = traces.iter().map(Arrival::mark).collect();
         let first = match self.move_and_mark(moves, &marks, progress).await? {
             Marked::First(first) => first,
+            // A rebuild draws a line at the position: marks below count only if they are of something kept.
+            // Whoever came back behind it would keep what was dropped here in favour of something after it.
+            Marked::Lost if self.ahead => return Err(self.lost("beyond what is committed")),
             Marked::Lost => {
                 self.restore().await?;
                 self.trusts = Some(self.owner);
                 match self.move_and_mark(moves, &marks, self.progress(progress.to)).await? {
                     Marked::First(first) => first,
-                    Marked::Lost => return Err(self.lost_again()),
+                    Marked::Lost => return Err(self.lost(AGAIN)),
                 }
             }
         };
@@ -234,7 +240,7 @@ impl FirstOfEach {
             so_far = self.seen.end_rebuild(rebuild).await?;
         }
         if so_far == Restored::LostAgain {
-            return Err(self.lost_again());
+            return Err(self.lost(AGAIN));
         }
         info!(partition = self.partition, marks = restored, "rebuilt the marks");
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc, Mutex,
-    atomic::{AtomicU32, Ordering},
+    atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use async_trait::async_trait;
@@ -19,33 +19,39 @@ struct Forgetful {
     inner: Arc<dyn SeenSet>,
     /// How dedupe has asked.
     asked: Mutex<Vec<Progress>>,
-    /// How often it still answers that marks were lost, and that they were lost again.
-    losses: AtomicU32,
+    /// When a batch begins here or later, marks are lost, until they are rebuilt.
+    lost_from: AtomicU64,
+    /// How often they are lost again meanwhile.
     losses_in_rebuilds: AtomicU32,
-    rebuilt: AtomicU32,
+    /// Where rebuilds have drawn the line.
+    rebuilt: Mutex<Vec<u64>>,
 }
 
-/// Counts down to nothing.
-fn take(left: &AtomicU32) -> bool {
-    left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
-}
+const NEVER: u64 = u64::MAX;
 
 #[async_trait]
 impl SeenSet for Forgetful {
     async fn mark(&self, marks: Vec<Mark>, progress: Option<Progress>) -> Result<Marked, SeenError> {
         self.asked.lock().unwrap().extend(progress);
-        if take(&self.losses) { Ok(Marked::Lost) } else { self.inner.mark(marks, progress).await }
+        if progress.is_some_and(|progress| progress.from >= self.lost_from.load(Ordering::SeqCst)) {
+            self.lost_from.store(0, Ordering::SeqCst);
+            return Ok(Marked::Lost);
+        }
+        self.inner.mark(marks, progress).await
     }
 
     async fn restore(&self, rebuild: &mut Rebuild, marks: Vec<Mark>) -> Result<Restored, SeenError> {
-        if !marks.is_empty() && take(&self.losses_in_rebuilds) {
+        let left = self.losses_in_rebuilds.load(Ordering::SeqCst);
+        if !marks.is_empty() && left > 0 {
+            self.losses_in_rebuilds.store(left - 1, Ordering::SeqCst);
             return Ok(Restored::LostAgain);
         }
         self.inner.restore(rebuild, marks).await
     }
 
     async fn end_rebuild(&self, rebuild: Rebuild) -> Result<Restored, SeenError> {
-        self.rebuilt.fetch_add(1, Ordering::SeqCst);
+        self.rebuilt.lock().unwrap().push(rebuild.progress.to);
+        self.lost_from.store(NEVER, Ordering::SeqCst);
         self.inner.end_rebuild(rebuild).await
     }
 
@@ -63,9 +69,9 @@ fn open() -> (House, Arc<Forgetful>) {
     let seen = Arc::new(Forgetful {
         inner: house.seen.clone(),
         asked: Mutex::default(),
-        losses: AtomicU32::new(0),
+        lost_from: AtomicU64::new(NEVER),
         losses_in_rebuilds: AtomicU32::new(0),
-        rebuilt: AtomicU32::new(0),
+        rebuilt: Mutex::default(),
     });
     house.seen = seen.clone();
     // Every record is a batch of its own.
@@ -112,9 +118,24 @@ async fn marks_that_are_lost_again_while_they_are_rebuilt_are_rebuilt_once_more(
     let (house, seen) = open();
     house.append(&[house.trace(1)], None).await;
     assert_eq!(house.kept().await, [1]);
-    seen.losses.store(2, Ordering::SeqCst);
     seen.losses_in_rebuilds.store(1, Ordering::SeqCst);
-    house.append(&[house.trace(1), house.trace(2)], None).await;
+    let at = house.append(&[house.trace(1), house.trace(2)], None).await;
+    seen.lost_from.store(at, Ordering::SeqCst);
     assert_eq!(house.kept().await, [1, 2]);
-    assert_eq!(seen.rebuilt.load(Ordering::SeqCst), 1);
+    assert_eq!(*seen.rebuilt.lock().unwrap(), [at]);
+}
+
+#[tokio::test]
+async fn marks_are_rebuilt_up_to_what_is_committed_and_not_up_to_what_is_passed() {
+    let (mut house, seen) = open();
+    // Longer than this takes.
+    house.config.stages.commit_ms = 60_000;
+    house.append(&[house.trace(1)], None).await;
+    let duplicate = house.append(&[house.trace(1)], None).await;
+    let next = house.append(&[house.trace(2)], None).await;
+    seen.lost_from.store(next, Ordering::SeqCst);
+    assert_eq!(house.kept().await, [1, 2]);
+    let froms: Vec<u64> = seen.asked.lock().unwrap().iter().map(|progress| progress.from).collect();
+    assert_eq!(froms[2..], [next, duplicate, duplicate, next]);
+    assert_eq!(*seen.rebuilt.lock().unwrap(), [duplicate]);
 }
