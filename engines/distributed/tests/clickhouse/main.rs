@@ -9,6 +9,7 @@ mod fixture;
 mod inserts;
 mod load;
 mod refused;
+mod retention;
 mod schema;
 mod traces;
 mod usage;
