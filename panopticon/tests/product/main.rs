@@ -32,4 +32,5 @@ mod paks;
 mod process;
 mod rate_limit;
 mod timeline_usage;
+mod upgrade;
 mod webhooks;

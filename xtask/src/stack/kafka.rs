@@ -40,6 +40,9 @@ log.cleaner.enable=true
 # one in; Kafka's 9 s would make each such test that much slower.
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
+
+# Data that a test brings along may be older than its retention; nothing here runs long enough to need any.
+log.initial.task.delay.ms=86400000
 ";
 
 /// Writes the configuration and formats the data directory if it is new. Returns the command of the server.

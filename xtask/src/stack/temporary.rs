@@ -22,6 +22,11 @@ pub struct TemporaryStack {
 impl TemporaryStack {
     /// Starts a private stack, about four seconds once everything is installed.
     pub fn up() -> Result<Self> {
+        Self::up_on(|_| Ok(()))
+    }
+
+    /// The same on data that `bring` puts into the stack's folder, below `data/`.
+    pub fn up_on(bring: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         Self::remove_orphans()?;
         let me = i32::try_from(std::process::id()).ok().and_then(ProcessId::of);
@@ -29,7 +34,12 @@ impl TemporaryStack {
         // The folder's name says whose it is.
         let dir =
             parent_dir().join(format!("{me} {}", COUNT.fetch_add(1, Ordering::Relaxed)).replace(' ', "-"));
-        match Stack::up(&dir) {
+        let up = || {
+            fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+            bring(&dir)?;
+            Stack::up(&dir)
+        };
+        match up() {
             Ok(stack) => Ok(Self { stack }),
             Err(error) => {
                 // Half a stack may be running.

@@ -108,14 +108,14 @@ impl System {
     /// The same without starting it.
     pub async fn prepare(engine: Engine, settings: &[(&str, &str)]) -> Self {
         let own = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        let mut all: Vec<_> = settings.iter().map(|(name, value)| own(name, value)).collect();
+        let given = settings.iter().map(|(name, value)| own(name, value));
         match engine {
-            Engine::Embedded => Self::embedded(all),
+            Engine::Embedded => Self::embedded(given.collect()),
             Engine::Distributed => {
                 leftovers::remove().await;
                 let servers = Servers::of_environment().unwrap();
                 let name = format!("product_{}_{}", std::process::id(), Uuid::new_v4().simple());
-                all.extend([
+                let mut all = vec![
                     own("PANOPTICON_ENGINE", "distributed"),
                     own("PANOPTICON_KAFKA__BROKERS", &servers.kafka),
                     own("PANOPTICON_KAFKA__TOPIC_PREFIX", &format!("{name}.")),
@@ -132,7 +132,8 @@ impl System {
                     ),
                     own("PANOPTICON_ADMIN_TOKEN", &format!("pano_tok_{}", Uuid::new_v4().simple())),
                     own("PANOPTICON_WEBHOOKS__ALLOW_LOOPBACK", "true"),
-                ]);
+                ];
+                all.extend(given);
                 Self::distributed(all)
             }
         }
@@ -191,7 +192,7 @@ impl System {
         ]
         .into_iter()
         .unzip();
-        let token = settings.iter().find(|(name, _)| name == "PANOPTICON_ADMIN_TOKEN").unwrap().1.clone();
+        let token = settings.iter().rfind(|(name, _)| name == "PANOPTICON_ADMIN_TOKEN").unwrap().1.clone();
         Self {
             engine: Engine::Distributed,
             ingest: format!("http://{ingest}"),
@@ -203,6 +204,14 @@ impl System {
             conditions,
             running: Mutex::default(),
         }
+    }
+
+    /// The same system, run by the programs of another build.
+    pub fn with_programs_in(mut self, folder: &Path) -> Self {
+        for program in &mut self.programs {
+            program.path = folder.join(program.path.file_name().unwrap());
+        }
+        self
     }
 
     /// Starts all programs and waits until each says that it is ready.
