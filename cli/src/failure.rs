@@ -2,7 +2,7 @@
 
 use std::{fmt, io};
 
-use crate::output::plain;
+use crate::{called::command, output::plain};
 
 /// Ends a command with status 1 and one line on stderr.
 #[derive(Debug, Clone, Default)]
@@ -41,7 +41,8 @@ impl Failure {
     /// The same, saying how to enable the app when it is the app that does not exist.
     pub(crate) fn about_app(self, client_id: &str) -> Self {
         if self.code == "not_found" && self.hint.is_empty() && self.message.contains("app") {
-            return self.hint(format!("enable it with: logi panopticon enable {}", shell_word(client_id)));
+            let enable = command(format_args!("enable {}", shell_word(client_id)));
+            return self.hint(format!("enable it with: {enable}"));
         }
         self
     }

@@ -5,6 +5,7 @@
 //! `panopticon replay …` ([`replay`]), and tells where it serves ([`servers::record_server`]).
 
 mod args;
+mod called;
 mod commands;
 mod connection;
 mod control;

@@ -34,9 +34,11 @@ async fn a_refusal_is_status_1_and_one_clear_line() {
     let folder = tempfile::tempdir().unwrap();
     for command in ["status", "timeline", "usage", "kill", "rotate", "disable", "policy", "detections"] {
         let ran = stub.logi(folder.path(), &["panopticon", command, "x"]).await;
-        let expected = "logi: app `x` does not exist (not_found); enable it with: \
-                        logi panopticon enable x [request 0190-r]\n";
-        assert_eq!((ran.status, ran.err.as_str(), ran.out.as_str()), (1, expected, ""), "{command}");
+        let expected = format!(
+            "logi: app `x` does not exist (not_found); enable it with: {} panopticon enable x [request 0190-r]\n",
+            env!("CARGO_BIN_EXE_logi")
+        );
+        assert_eq!((ran.status, ran.err, ran.out.as_str()), (1, expected, ""), "{command}");
     }
 }
 

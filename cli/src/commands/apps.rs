@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::Session;
 use crate::{
+    called::command,
     control::{path, row},
     failure::{Outcome, shell_word},
     output::{or_dash, plain, shown},
@@ -69,7 +70,7 @@ impl Enable {
             Some((pak, secret)) => show_pak(s, id, &pak, secret.as_deref()),
             None => {
                 s.out.line("its PAK was shown when it was made; for a new one:")?;
-                s.out.line(format!("  logi panopticon rotate {}", shell_word(id)))
+                s.out.line(format!("  {}", command(format_args!("rotate {}", shell_word(id)))))
             }
         }
     }
@@ -176,7 +177,7 @@ impl Apps {
         s.out.table(
             heading,
             cells.collect::<Outcome<_>>()?,
-            "no apps yet; enable one with: logi panopticon enable <client_id>",
+            &format!("no apps yet; enable one with: {}", command("enable <client_id>")),
         )
     }
 }
@@ -211,9 +212,9 @@ fn show_pak(s: &Session, client_id: &str, pak: &str, pak_secret: Option<&str>) -
     s.out.line("\nA first trace:\n")?;
     s.out.line(first_trace(&s.control.url, client_id, pak, pak_secret))?;
     let id = shell_word(client_id);
-    s.out.line(format!(
-        "\nor `logi panopticon send {id}`, and then\n\n  logi panopticon timeline {id}\n  logi panopticon status {id}"
-    ))
+    let [send, timeline, status] =
+        ["send", "timeline", "status"].map(|what| command(format_args!("{what} {id}")));
+    s.out.line(format!("\nor `{send}`, and then\n\n  {timeline}\n  {status}"))
 }
 
 /// The commands that send a trace with a fresh id and the present time.

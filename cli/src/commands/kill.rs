@@ -9,6 +9,7 @@ use panopticon_core::{
 
 use super::Session;
 use crate::{
+    called::command,
     control::{path, with_query},
     failure::{Outcome, shell_word},
     output::{plain, plain_json, shown},
@@ -105,7 +106,8 @@ async fn switch(
     ))?;
     if !lifting {
         let user = user.map(|user| format!(" --user {}", shell_word(&user))).unwrap_or_default();
-        s.out.line(format!("lift it with: logi panopticon unkill {}{user}", shell_word(client_id)))?;
+        let unkill = command(format_args!("unkill {}{user}", shell_word(client_id)));
+        s.out.line(format!("lift it with: {unkill}"))?;
     }
     Ok(())
 }

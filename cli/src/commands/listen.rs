@@ -25,6 +25,7 @@ use tokio::{
 
 use super::{Session, cell, webhook};
 use crate::{
+    called::command,
     control::path,
     failure::{Failure, Outcome, shell_word},
     output::{plain, shown},
@@ -99,9 +100,9 @@ impl Listen {
         let outcome = match Verifier::new(endpoint.secret.as_deref().unwrap_or_default()) {
             Ok(verifier) => {
                 s.out.note(format!(
-                    "listening on {url} as endpoint {}; try: logi panopticon webhook test {}",
+                    "listening on {url} as endpoint {}; try: {}",
                     plain(&endpoint.id),
-                    shell_word(app)
+                    command(format_args!("webhook test {}", shell_word(app)))
                 ));
                 tokio::select! {
                     ended = print(s, &mut messages, &verifier, self.count) => ended,
@@ -118,12 +119,9 @@ impl Listen {
         match removed {
             Ok(_) => s.out.note(format!("endpoint {} is removed", plain(&endpoint.id))),
             Err(failure) => {
-                let again = format!(
-                    "remove it with: logi panopticon webhook remove {} {}",
-                    shell_word(app),
-                    shell_word(&endpoint.id)
-                );
-                return Err(failure.hint(again));
+                let (app, id) = (shell_word(app), shell_word(&endpoint.id));
+                let again = command(format_args!("webhook remove {app} {id}"));
+                return Err(failure.hint(format!("remove it with: {again}")));
             }
         }
         Ok(())

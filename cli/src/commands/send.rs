@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::Session;
 use crate::{
+    called::command,
     connection::unreachable,
     failure::{Failure, Outcome, shell_word},
     gateway::{Credentials, Gateway, SendError, TraceOutcome},
@@ -98,8 +99,8 @@ impl Send {
                 s.control.url
             ))
             .hint(format!(
-                "give it by --pak or PANOPTICON_PAK, or make a new one beside it with: logi panopticon rotate {} --grace 1w",
-                shell_word(id)
+                "give it by --pak or PANOPTICON_PAK, or make a new one beside it with: {}",
+                command(format_args!("rotate {} --grace 1w", shell_word(id)))
             ))),
         }
     }
@@ -137,9 +138,12 @@ impl Send {
                 let failure = Failure::answered(body);
                 match failure.code.as_str() {
                     "invalid_token" if self.pak.is_none() => failure.hint(format!(
-                        "the PAK kept here is not valid any more; make a new one with: logi panopticon rotate {id}"
+                        "the PAK kept here is not valid any more; make a new one with: {}",
+                        command(format_args!("rotate {id}"))
                     )),
-                    "app_disabled" => failure.hint(format!("enable it with: logi panopticon enable {id}")),
+                    "app_disabled" => {
+                        failure.hint(format!("enable it with: {}", command(format_args!("enable {id}"))))
+                    }
                     "invalid_signature" => failure.hint(
                         "requests of this app must be signed; give the PAK's secret by PANOPTICON_PAK_SECRET",
                     ),
@@ -164,7 +168,8 @@ impl Send {
         } else {
             s.out.line(format!("{} accepted", counted(accepted as u64, "trace")))?;
             if let Some(last) = results.iter().rfind(|result| result.status == "accepted") {
-                s.out.line(format!("follow it with: logi panopticon trace {}", plain(&last.event_id)))?;
+                let trace = command(format_args!("trace {}", plain(&last.event_id)));
+                s.out.line(format!("follow it with: {trace}"))?;
             }
             if let Some(guard) = &guard {
                 s.out.line(format!("AI Guard says: {}", plain(guard)))?;

@@ -8,6 +8,7 @@ use panopticon_core::{
 
 use super::Session;
 use crate::{
+    called::command,
     control::{path, with_query},
     failure::{Failure, Outcome},
     output::{counted, plain, plain_json, shown, shown_or_dash},
@@ -144,14 +145,16 @@ fn event_id(text: &str) -> Result<EventId, String> {
     EventId::parse(text).ok_or_else(|| "must be a hyphenated UUID".to_owned())
 }
 
-const SEE_STATUS: &str = "`logi panopticon status <client_id>` says what was refused";
+fn see_status() -> String {
+    format!("`{}` says what was refused", command("status <client_id>"))
+}
 
 impl TraceRoad {
     pub(crate) async fn run(self, s: &Session) -> Outcome {
         let id = self.event_id.to_string();
         let path = with_query(path(&["traces", &id]), &[("client_id", self.client_id.map(Into::into))]);
         let answer = s.control.get(&path).await.map_err(|failure| match failure.code.as_str() {
-            "not_found" => failure.hint(SEE_STATUS),
+            "not_found" => failure.hint(see_status()),
             _ => failure,
         })?;
         let road: RoadAnswer = answer.read()?;
@@ -162,7 +165,7 @@ impl TraceRoad {
         if steps.is_empty() && road.trace.is_none() {
             return Err(match hints.into_iter().next() {
                 Some(hint) => Failure::new(hint.summary),
-                None => Failure::new(format!("nothing is known of trace {id}")).hint(SEE_STATUS),
+                None => Failure::new(format!("nothing is known of trace {id}")).hint(see_status()),
             });
         }
         if s.out.json {

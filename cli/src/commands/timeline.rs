@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use super::Session;
 use crate::{
+    called::command,
     control::{path, row},
     failure::{Failure, Outcome},
     output::{counted, or_dash, plain, plain_json, shown},
@@ -165,8 +166,8 @@ fn missed(data: &str) -> String {
     }
     match serde_json::from_str::<Missed>(data) {
         Ok(Missed { count }) => {
-            format!("{} missed here; `logi panopticon timeline` has them", counted(count, "trace"))
+            format!("{} missed here; `{}` has them", counted(count, "trace"), command("timeline"))
         }
-        Err(_) => "traces were missed here; `logi panopticon timeline` has them".to_owned(),
+        Err(_) => format!("traces were missed here; `{}` has them", command("timeline")),
     }
 }

@@ -10,6 +10,7 @@ use serde_json::{Value, json, value::RawValue};
 
 use super::{Session, cell};
 use crate::{
+    called::command,
     control::{path, row},
     failure::{Failure, Outcome, shell_word},
     output::{or_dash, plain, plain_json, shown},
@@ -103,11 +104,8 @@ impl Add {
         if s.out.json {
             return Ok(());
         }
-        s.out.line(format!(
-            "\ntry it with: logi panopticon webhook test {} {}",
-            shell_word(app),
-            shell_word(&endpoint.id)
-        ))
+        let test = command(format_args!("webhook test {} {}", shell_word(app), shell_word(&endpoint.id)));
+        s.out.line(format!("\ntry it with: {test}"))
     }
 }
 
@@ -227,8 +225,10 @@ impl Test {
         let app = self.client_id.as_str();
         let ids = ids(s, app, self.endpoint_id).await?;
         if ids.is_empty() {
-            return Err(Failure::new(format!("app `{app}` has no webhook endpoint"))
-                .hint(format!("add one with: logi panopticon webhook add {} URL", shell_word(app))));
+            return Err(Failure::new(format!("app `{app}` has no webhook endpoint")).hint(format!(
+                "add one with: {}",
+                command(format_args!("webhook add {} URL", shell_word(app)))
+            )));
         }
         let mut sent = Vec::new();
         for id in ids {
@@ -246,7 +246,8 @@ impl Test {
         if s.out.json {
             return s.out.json(&sent);
         }
-        s.out.line(format!("see what becomes of it: logi panopticon webhook deliveries {}", shell_word(app)))
+        let deliveries = command(format_args!("webhook deliveries {}", shell_word(app)));
+        s.out.line(format!("see what becomes of it: {deliveries}"))
     }
 }
 

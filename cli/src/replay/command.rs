@@ -16,6 +16,7 @@ use super::{
     Counts, Event, MAX_BATCH_TRACES, MAX_IN_FLIGHT, Pace, ReplayError, ReplayOptions, Source, Summary, replay,
 };
 use crate::{
+    called::command,
     failure::{Failure, Outcome, shell_word},
     output::{Output, counted, plain},
     paks::kept_pak,
@@ -160,13 +161,15 @@ fn failure(error: ReplayError) -> Failure {
         ReplayError::Refused { code, .. } => code.as_str(),
         _ => "",
     };
-    let hint = match code {
-        "invalid_token" => "is it the PAK of this app at this server?",
-        "invalid_signature" => "the app is in HMAC mode: give the PAK's secret by PANOPTICON_PAK_SECRET",
-        "app_disabled" => "`logi panopticon enable` lifts that",
-        _ => "",
-    };
-    Failure::new(error.to_string()).hint(hint)
+    let failure = Failure::new(error.to_string());
+    match code {
+        "invalid_token" => failure.hint("is it the PAK of this app at this server?"),
+        "invalid_signature" => {
+            failure.hint("the app is in HMAC mode: give the PAK's secret by PANOPTICON_PAK_SECRET")
+        }
+        "app_disabled" => failure.hint(format!("`{}` lifts that", command("enable"))),
+        _ => failure,
+    }
 }
 
 fn with_counts(failure: Failure, so_far: &Counts) -> Failure {
@@ -190,8 +193,8 @@ fn credentials(args: &ReplayArgs) -> Outcome<(String, Option<String>)> {
         Some(kept) => Ok((kept.pak, args.pak_secret.clone().or(kept.pak_secret))),
         None => {
             Err(Failure::new(format!("no PAK of app `{app}` at {} is kept here", args.url)).hint(format!(
-                "give it by --pak or PANOPTICON_PAK, or make one with: logi panopticon enable {}",
-                shell_word(&app)
+                "give it by --pak or PANOPTICON_PAK, or make one with: {}",
+                command(format_args!("enable {}", shell_word(&app)))
             )))
         }
     }
