@@ -8,10 +8,11 @@ use crate::{bed::Bed, topics};
 pub const PAYLOAD: &[u8] = b"\xff\xff\xff poison";
 
 /// Topics, and the stages that read them.
-const READERS: [(&str, &[&str]); 6] = [
+const READERS: [(&str, &[&str]); 7] = [
     ("traces.raw", &["dedupe"]),
     ("traces", &["store", "rate-limit", "detector"]),
     ("denials", &["detector-sources"]),
+    ("rollups", &["detector-apps"]),
     ("detections", &["guard-actions", "store-detections"]),
     ("guard-actions", &["webhook-dispatcher", "store-guard-actions"]),
     ("audit", &["store-audit"]),
