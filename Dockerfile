@@ -2,11 +2,16 @@
 #   docker build -t panopticon .
 #   docker run --rm -p 7420:7420 -v panopticon-data:/data panopticon
 FROM rust:1.95-bookworm AS build
+# For Kafka over TLS, with SCRAM or OAUTHBEARER.
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends libssl-dev libcurl4-openssl-dev \
+ && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     cargo build --release --locked --bins --workspace --exclude xtask --exclude panopticon-bench \
+      --features panopticon-process/kafka-oidc \
  && mkdir /out \
  && cp target/release/panopticon target/release/ingest-gateway target/release/stream-workers \
        target/release/anomaly-detector target/release/guard-enforcer target/release/webhook-dispatcher \
@@ -14,7 +19,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 
 FROM debian:bookworm-slim
 RUN apt-get update \
- && apt-get install -y --no-install-recommends ca-certificates curl \
+ && apt-get install -y --no-install-recommends ca-certificates curl libssl3 libcurl4 \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --system --create-home --home-dir /data panopticon
 COPY --from=build /out/ /usr/local/bin/

@@ -14,6 +14,10 @@ use figment::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use self::connections::{SaslMechanism, TlsFiles};
+
+mod connections;
+
 /// A value that is never printed.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
@@ -169,6 +173,24 @@ pub struct KafkaConfig {
     pub session_timeout_ms: u64,
     /// Largest record.
     pub max_record_bytes: usize,
+    /// Whether connections are encrypted.
+    pub tls: bool,
+    /// Certificates (PEM) of the authorities that the brokers' certificates are from; empty: the system's.
+    pub ca_file: PathBuf,
+    /// This client's own certificate (PEM), where the brokers ask for one.
+    pub client_cert_file: PathBuf,
+    /// Its key (PEM).
+    pub client_key_file: PathBuf,
+    /// How this client proves who it is; unset: not at all, or by its certificate.
+    pub sasl_mechanism: Option<SaslMechanism>,
+    /// Its name; with OAUTHBEARER the client id.
+    pub username: String,
+    /// Its password; with OAUTHBEARER the client secret.
+    pub password: Secret,
+    /// Where OAUTHBEARER gets its tokens (OpenID Connect, client credentials).
+    pub oauth_token_url: String,
+    /// The scope that it asks for; empty: none.
+    pub oauth_scope: String,
     /// Further librdkafka properties, such as `security.protocol`.
     pub properties: std::collections::BTreeMap<String, Secret>,
 }
@@ -177,8 +199,26 @@ pub struct KafkaConfig {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RedisConfig {
-    /// `redis://[user:password@]host:port[/db]`.
+    /// `redis://[user:password@]host:port[/db]`, or `rediss://` for TLS.
     pub url: Secret,
+    /// The ACL user; empty: the one of `url`.
+    pub username: String,
+    /// Their password; empty: the one of `url`.
+    pub password: Secret,
+    /// Certificates (PEM) of the authority that the server's certificate is from; empty: the system's.
+    pub ca_file: PathBuf,
+    /// This client's own certificate (PEM), where the server asks for one.
+    pub client_cert_file: PathBuf,
+    /// Its key (PEM).
+    pub client_key_file: PathBuf,
+    /// Sentinels, `host:port,…`: they say where the primary is, in place of the address of `url`.
+    pub sentinels: String,
+    /// What the sentinels call the primary.
+    pub sentinel_primary: String,
+    /// The sentinels' ACL user; empty: their default user.
+    pub sentinel_username: String,
+    /// Their password.
+    pub sentinel_password: Secret,
     /// Before every key.
     pub key_prefix: String,
     /// How long one call may take.
@@ -191,8 +231,16 @@ pub struct RedisConfig {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClickhouseConfig {
-    /// `http://host:8123`.
+    /// `http://host:8123`, or `https://host:8443`.
     pub url: String,
+    /// Certificates (PEM) of the authorities that the server's certificate is from; empty: the system's.
+    pub ca_file: PathBuf,
+    /// This client's own certificate (PEM), where the server asks for one.
+    pub client_cert_file: PathBuf,
+    /// Its key (PEM).
+    pub client_key_file: PathBuf,
+    /// The cluster on which `migrate` makes replicated tables; empty: tables of the one server.
+    pub cluster: String,
     /// The database.
     pub database: String,
     /// The user.
@@ -407,16 +455,38 @@ impl Default for Config {
                 transaction_timeout_ms: 10_000,
                 session_timeout_ms: 10_000,
                 max_record_bytes: 4 << 20,
+                tls: false,
+                ca_file: PathBuf::new(),
+                client_cert_file: PathBuf::new(),
+                client_key_file: PathBuf::new(),
+                sasl_mechanism: None,
+                username: String::new(),
+                password: Secret::default(),
+                oauth_token_url: String::new(),
+                oauth_scope: String::new(),
                 properties: std::collections::BTreeMap::new(),
             },
             redis: RedisConfig {
                 url: Secret::new("redis://127.0.0.1:6379"),
+                username: String::new(),
+                password: Secret::default(),
+                ca_file: PathBuf::new(),
+                client_cert_file: PathBuf::new(),
+                client_key_file: PathBuf::new(),
+                sentinels: String::new(),
+                sentinel_primary: String::new(),
+                sentinel_username: String::new(),
+                sentinel_password: Secret::default(),
                 key_prefix: "panopticon:".to_owned(),
                 timeout_ms: 2_000,
                 allow_eviction: false,
             },
             clickhouse: ClickhouseConfig {
                 url: "http://127.0.0.1:8123".to_owned(),
+                ca_file: PathBuf::new(),
+                client_cert_file: PathBuf::new(),
+                client_key_file: PathBuf::new(),
+                cluster: String::new(),
                 database: "panopticon".to_owned(),
                 user: "default".to_owned(),
                 password: Secret::default(),
@@ -505,6 +575,9 @@ pub enum ConfigError {
 const OTHER_VARIABLES: &[&str] = &["PANOPTICON_CONFIG", "PANOPTICON_PAK", "PANOPTICON_PAK_SECRET"];
 const TEST_PREFIX: &str = "PANOPTICON_TEST_";
 
+/// ClickHouse's times of expiry end in 2106: a row that is to be kept beyond would be expired at once.
+const MAX_RAW_DAYS: u32 = 10_000;
+
 impl Config {
     /// Reads `file`, or `panopticon.toml` of the working directory where it exists, and the environment.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
@@ -576,6 +649,10 @@ impl Config {
         if self.retention.log_hours > 90 * 24 {
             return invalid("`retention.log_hours` must be at most 2160 (90 days)".to_owned());
         }
+        if self.retention.raw_days > MAX_RAW_DAYS {
+            return invalid(format!("`retention.raw_days` must be at most {MAX_RAW_DAYS}"));
+        }
+        connections::check(self).map_err(ConfigError::Invalid)?;
         if self.engine == Engine::Distributed && self.kafka.brokers.is_empty() {
             return invalid("`kafka.brokers` is empty".to_owned());
         }

@@ -141,6 +141,7 @@ fn check(args: &CommonArgs) -> anyhow::Result<()> {
     if config.secrets.key != Secret::default() {
         panopticon_core::secrets::Sealer::new(&config.secrets.key).context("configuration")?;
     }
+    panopticon_process::check_connections(&config)?;
     println!("{}", serde_json::to_string_pretty(&config)?);
     eprintln!("the configuration is valid");
     Ok(())

@@ -35,6 +35,9 @@ pub enum NeedOfStore {
     None,
     /// Answers now and then, which can wait: the process starts and works without it.
     Answers,
+    /// It writes to it, beside other work that need not wait: its tables are brought up to date and checked at the
+    /// first insert.
+    Inserts,
     /// It writes to it or serves from it: its tables are brought up to date and checked first.
     Tables,
 }
@@ -125,6 +128,9 @@ impl Process {
             NeedOfStore::Answers => {
                 Some(Arc::new(clickhouse::ClickhouseStore::later(config, clock.clone())?))
             }
+            NeedOfStore::Inserts => {
+                Some(Arc::new(clickhouse::ClickhouseStore::later_with_tables(config, clock.clone())?))
+            }
             NeedOfStore::Tables => {
                 let connect =
                     || async { Ok(clickhouse::ClickhouseStore::connect(config, clock.clone()).await?) };
@@ -159,6 +165,11 @@ impl Process {
             anyhow::ensure!(!self.shutdown.is_cancelled(), "told to end while waiting: {what}");
         }
     }
+}
+
+/// What of the configuration no connection can be made with, in this build; asks no server.
+pub fn check_connections(config: &Config) -> anyhow::Result<()> {
+    panopticon_distributed::check(config).map_err(anyhow::Error::msg).context("configuration")
 }
 
 async fn migrate_distributed(config: &Config, store: bool) -> anyhow::Result<()> {

@@ -40,11 +40,15 @@ fn main() -> ExitCode {
 
 async fn run(process: Process, roles: Vec<Role>) -> anyhow::Result<()> {
     // Dedupe asks the store about old traces alone: it need not wait for it.
-    let tables = roles.contains(&Role::Store);
-    let store_need = if tables { NeedOfStore::Tables } else { NeedOfStore::Answers };
-    let ports = process.ports(Needs { seen: roles.contains(&Role::Dedupe), store: store_need }).await?;
+    let dedupes = roles.contains(&Role::Dedupe);
+    let store_need = match (dedupes, roles.contains(&Role::Store)) {
+        (_, false) => NeedOfStore::Answers,
+        (true, true) => NeedOfStore::Inserts,
+        (false, true) => NeedOfStore::Tables,
+    };
+    let ports = process.ports(Needs { seen: dedupes, store: store_need }).await?;
     let mut stages = Vec::new();
-    if roles.contains(&Role::Dedupe) {
+    if dedupes {
         stages.extend(dedupe(ports.seen()?, ports.store()?, &process.config));
     }
     if roles.contains(&Role::Store) {

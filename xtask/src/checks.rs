@@ -74,6 +74,21 @@ fn test_on_servers(report: &mut Report) {
         TemporaryStack::remove_orphans()?;
         result
     });
+    if has_openssl() {
+        report.step("tests of Kafka over TLS", |interrupt| {
+            let stack = stack.as_ref().ok_or_else(|| anyhow!("there are no servers to test with"))?;
+            let what = [
+                "--package",
+                "panopticon-distributed",
+                "--features",
+                "kafka-tls",
+                "--test",
+                "connections",
+                "kafka",
+            ];
+            interrupt.run(cargo_test(&what).envs(stack.test_env()))
+        });
+    }
     drop(stack);
     report.step("tests with a broker that is killed and frozen", |interrupt| {
         let stack = TemporaryStack::up()?;
@@ -84,6 +99,12 @@ fn test_on_servers(report: &mut Report) {
     report.step("chaos: every kind of fault once", |interrupt| {
         chaos::strike(interrupt, &chaos::Options { seed: Some(CHAOS_SEED), ..Default::default() })
     });
+}
+
+/// Whether the feature `kafka-tls` can be built here.
+fn has_openssl() -> bool {
+    let mut ask = Command::new("pkg-config");
+    ask.args(["--exists", "openssl"]).status().is_ok_and(|status| status.success())
 }
 
 /// The same faults in the same order each time; `cargo xtask chaos` takes others.

@@ -6,3 +6,13 @@
 pub mod clickhouse;
 pub mod kafka;
 pub mod redis;
+mod tls;
+
+use panopticon_core::config::Config;
+
+/// What of the configuration no connection can be made with, in this build; asks no server.
+pub fn check(config: &Config) -> Result<(), String> {
+    kafka::check(config).map_err(|error| error.to_string())?;
+    redis::check(config).map_err(|error| error.to_string())?;
+    clickhouse::check(config).map_err(|error| error.to_string())
+}

@@ -35,10 +35,17 @@ fn what_is_wrong_with_a_setting_is_named() {
             ("PANOPTICON_RETENTION__LOG_HOURS", "1", "`retention.log_hours`"),
             ("PANOPTICON_WEBHOOKS__ALLOW_NETWORKS", "[\"10.0.0.0/33\"]", "10.0.0.0/33"),
             ("PANOPTICON_SECRETS__KEY", "short", "`secrets.key`"),
+            ("PANOPTICON_RETENTION__RAW_DAYS", "10001", "`retention.raw_days` must be at most 10000"),
+            ("PANOPTICON_KAFKA__SASL_MECHANISM", "ROT13", "kafka.sasl_mechanism"),
+            ("PANOPTICON_KAFKA__PASSWORD", "hush", "`kafka.sasl_mechanism`"),
+            ("PANOPTICON_KAFKA__CA_FILE", "/nowhere.pem", "`kafka.tls`"),
+            ("PANOPTICON_REDIS__URL", "http://:hush@host", "`redis.url`"),
+            ("PANOPTICON_REDIS__SENTINELS", "host", "`redis.sentinels`"),
+            ("PANOPTICON_CLICKHOUSE__URL", "host:8123", "`clickhouse.url`"),
         ] {
             let error = check(&[(name, value)]).await.failed();
             assert!(error.contains(told), "{name}={value}: {error}");
-            assert!(error.starts_with("panopticon: "), "{error}");
+            assert!(error.starts_with("panopticon: ") && !error.contains("hush"), "{error}");
         }
     });
 }
@@ -86,6 +93,11 @@ fn secrets_are_not_shown() {
             ("PANOPTICON_CLICKHOUSE__PASSWORD", "hush-2"),
             ("PANOPTICON_REDIS__URL", "redis://:hush-3@localhost"),
             ("PANOPTICON_KAFKA__PROPERTIES", "{\"sasl.password\"=\"hush-4\"}"),
+            ("PANOPTICON_KAFKA__SASL_MECHANISM", "PLAIN"),
+            ("PANOPTICON_KAFKA__USERNAME", "me"),
+            ("PANOPTICON_KAFKA__PASSWORD", "hush-6"),
+            ("PANOPTICON_REDIS__PASSWORD", "hush-7"),
+            ("PANOPTICON_REDIS__SENTINEL_PASSWORD", "hush-8"),
             ("PANOPTICON_APPS", "[{client_id=\"a\",pak=\"hush-5\"}]"),
         ])
         .await;

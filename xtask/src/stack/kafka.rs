@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 
 use super::dist::Dist;
 use super::ports::Ports;
+use super::secured::{Files, PASSWORD, USER};
 use super::tools;
 
 const LOG4J_CONFIG: &str = include_str!("../../assets/kafka/log4j2.yaml");
@@ -18,7 +19,7 @@ const PROPERTIES: &str = "\
 process.roles=broker,controller
 node.id=1
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL:SASL_PLAINTEXT,SASL_TLS:SASL_SSL
 inter.broker.listener.name=PLAINTEXT
 
 # There is only one node to replicate to.
@@ -53,7 +54,8 @@ pub(super) fn prepare(dist: &Dist, dir: &Path, ports: &Ports) -> Result<Command>
     fs::create_dir_all(&config)?;
     let server_properties = config.join("server.properties");
     let log4j = config.join("log4j2.yaml");
-    fs::write(&server_properties, properties(&data, ports)).context("cannot write Kafka's configuration")?;
+    fs::write(&server_properties, properties(&data, ports, &Files::of(dir)))
+        .context("cannot write Kafka's configuration")?;
     fs::write(&log4j, LOG4J_CONFIG)?;
 
     let jars = dist.kafka_jars()?;
@@ -70,7 +72,9 @@ pub(super) fn prepare(dist: &Dist, dir: &Path, ports: &Ports) -> Result<Command>
     if !data.join("meta.properties").exists() {
         tools::run_quietly(
             java(&["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
-                .args(["kafka.tools.StorageTool", "format", "--cluster-id", &cluster_id(), "--config"])
+                .args(["kafka.tools.StorageTool", "format", "--cluster-id", &cluster_id()])
+                .args(SCRAM.into_iter().flat_map(|scram| ["--add-scram".to_owned(), scram_user(scram)]))
+                .arg("--config")
                 .arg(&server_properties),
         )
         .context("cannot format Kafka's data directory")?;
@@ -80,15 +84,46 @@ pub(super) fn prepare(dist: &Dist, dir: &Path, ports: &Ports) -> Result<Command>
     Ok(server)
 }
 
-fn properties(data: &Path, ports: &Ports) -> String {
-    let Ports { kafka, kafka_controller, .. } = ports;
+/// What the secured listeners offer beside PLAIN.
+const SCRAM: [&str; 2] = ["SCRAM-SHA-256", "SCRAM-SHA-512"];
+
+fn scram_user(mechanism: &str) -> String {
+    format!("{mechanism}=[name={USER},password={PASSWORD}]")
+}
+
+fn properties(data: &Path, ports: &Ports, tls: &Files) -> String {
+    let Ports { kafka, kafka_controller, kafka_sasl, kafka_sasl_tls, .. } = ports;
+    let open = format!(
+        "PLAINTEXT://127.0.0.1:{kafka},SASL://127.0.0.1:{kafka_sasl},SASL_TLS://127.0.0.1:{kafka_sasl_tls}"
+    );
+    let secured: String =
+        ["sasl", "sasl_tls"].into_iter().map(|name| sasl(&format!("listener.name.{name}"))).collect();
     format!(
         "{PROPERTIES}\n\
          controller.quorum.voters=1@127.0.0.1:{kafka_controller}\n\
-         listeners=PLAINTEXT://127.0.0.1:{kafka},CONTROLLER://127.0.0.1:{kafka_controller}\n\
-         advertised.listeners=PLAINTEXT://127.0.0.1:{kafka}\n\
+         listeners={open},CONTROLLER://127.0.0.1:{kafka_controller}\n\
+         advertised.listeners={open}\n\
+         ssl.keystore.type=PEM\n\
+         ssl.keystore.location={}\n\
+         {secured}\
          log.dirs={}\n",
+        tls.keystore.display(),
         data.display()
+    )
+}
+
+/// Whom a listener lets in, and how they prove who they are.
+fn sasl(listener: &str) -> String {
+    const MODULES: &str = "org.apache.kafka.common.security";
+    let scram = SCRAM.map(|mechanism| {
+        let name = mechanism.to_lowercase();
+        format!("{listener}.{name}.sasl.jaas.config={MODULES}.scram.ScramLoginModule required;\n")
+    });
+    format!(
+        "{listener}.sasl.enabled.mechanisms=PLAIN,{}\n\
+         {listener}.plain.sasl.jaas.config={MODULES}.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";\n{}",
+        SCRAM.join(","),
+        scram.concat()
     )
 }
 

@@ -24,6 +24,7 @@ mod ports;
 mod probe;
 mod process;
 mod redis;
+mod secured;
 mod server;
 mod temporary;
 mod tools;
@@ -48,6 +49,7 @@ use self::ports::Ports;
 #[derive(Clone, Debug)]
 pub struct Stack {
     dir: PathBuf,
+    ports: Ports,
     /// The event log.
     pub kafka: Server,
     /// The seen set.
@@ -82,6 +84,7 @@ impl Stack {
         let dist = Dist::of_workspace();
         let _ports = dist.port_lock()?;
         let stack = Self::with_usable_ports(&dir, dist)?;
+        secured::Files::of(&stack.dir).make()?;
         stack.start_all()?;
         stack.write_env()?;
         Ok(stack)
@@ -167,6 +170,12 @@ impl Stack {
             ("PANOPTICON_TEST_KAFKA_BROKERS", self.kafka_brokers()),
             ("PANOPTICON_TEST_REDIS_URL", self.redis_url()),
             ("PANOPTICON_TEST_CLICKHOUSE_URL", self.clickhouse_url()),
+            ("PANOPTICON_TEST_KAFKA_SASL", format!("127.0.0.1:{}", self.ports.kafka_sasl)),
+            ("PANOPTICON_TEST_KAFKA_SASL_TLS", format!("127.0.0.1:{}", self.ports.kafka_sasl_tls)),
+            ("PANOPTICON_TEST_REDIS_TLS", format!("rediss://127.0.0.1:{}", self.ports.redis_tls)),
+            ("PANOPTICON_TEST_TLS", self.dir.join("conf/tls").display().to_string()),
+            ("PANOPTICON_TEST_USER", secured::USER.to_owned()),
+            ("PANOPTICON_TEST_PASSWORD", secured::PASSWORD.to_owned()),
         ]
     }
 
@@ -183,6 +192,7 @@ impl Stack {
             redis: server(Kind::Redis),
             clickhouse: server(Kind::ClickHouse),
             dir: dir.to_owned(),
+            ports,
         }
     }
 
@@ -196,12 +206,15 @@ impl Stack {
                 Ok(server.is_alive()? || ports.iter().all(|port| ports::is_free(*port)))
             };
             ports = last;
-            if !usable(&former.kafka, &[last.kafka, last.kafka_controller])? {
+            if !usable(&former.kafka, &last.kafka_all())? {
                 ports.kafka = fresh.kafka;
                 ports.kafka_controller = fresh.kafka_controller;
+                ports.kafka_sasl = fresh.kafka_sasl;
+                ports.kafka_sasl_tls = fresh.kafka_sasl_tls;
             }
-            if !usable(&former.redis, &[last.redis])? {
+            if !usable(&former.redis, &[last.redis, last.redis_tls])? {
                 ports.redis = fresh.redis;
+                ports.redis_tls = fresh.redis_tls;
             }
             if !usable(&former.clickhouse, &[last.clickhouse_http, last.clickhouse_tcp])? {
                 ports.clickhouse_http = fresh.clickhouse_http;

@@ -23,8 +23,17 @@ pub struct Ports {
     pub kafka: u16,
     /// Kafka's controller.
     pub kafka_controller: u16,
+    /// Kafka clients with a password. 0, like the other secured ones: a folder of before there were any.
+    #[serde(default)]
+    pub kafka_sasl: u16,
+    /// The same over TLS.
+    #[serde(default)]
+    pub kafka_sasl_tls: u16,
     /// Redis.
     pub redis: u16,
+    /// Redis over TLS.
+    #[serde(default)]
+    pub redis_tls: u16,
     /// ClickHouse's HTTP interface.
     pub clickhouse_http: u16,
     /// ClickHouse's native protocol.
@@ -32,9 +41,9 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// Five free ports. They are free now: who calls this keeps others from choosing until they are in use.
+    /// Free ports. They are free now: who calls this keeps others from choosing until they are in use.
     pub fn choose() -> Result<Self> {
-        let mut chosen = Vec::with_capacity(5);
+        let mut chosen = Vec::with_capacity(8);
         let mut next = || -> Result<u16> {
             let port = free_port(&chosen)?;
             chosen.push(port);
@@ -43,10 +52,18 @@ impl Ports {
         Ok(Self {
             kafka: next()?,
             kafka_controller: next()?,
+            kafka_sasl: next()?,
+            kafka_sasl_tls: next()?,
             redis: next()?,
+            redis_tls: next()?,
             clickhouse_http: next()?,
             clickhouse_tcp: next()?,
         })
+    }
+
+    /// All of Kafka's.
+    pub fn kafka_all(&self) -> [u16; 4] {
+        [self.kafka, self.kafka_controller, self.kafka_sasl, self.kafka_sasl_tls]
     }
 
     /// Reads what [`write`](Self::write) wrote; `None` if there is nothing usable.
@@ -65,7 +82,7 @@ impl Ports {
 
 /// Whether nobody listens on a loopback port.
 pub fn is_free(port: u16) -> bool {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+    port != 0 && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 
 fn free_port(taken: &[u16]) -> Result<u16> {
@@ -87,8 +104,8 @@ mod tests {
     #[test]
     fn ports_differ_and_stay_below_the_ephemeral_range() {
         let ports = Ports::choose().unwrap();
-        let mut all =
-            [ports.kafka, ports.kafka_controller, ports.redis, ports.clickhouse_http, ports.clickhouse_tcp];
+        let mut all = ports.kafka_all().to_vec();
+        all.extend([ports.redis, ports.redis_tls, ports.clickhouse_http, ports.clickhouse_tcp]);
         all.sort_unstable();
         assert!(all.windows(2).all(|pair| pair[0] != pair[1]), "{all:?}");
         assert!(all.iter().all(|port| PORT_RANGE.contains(port)), "{all:?}");

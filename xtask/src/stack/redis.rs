@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use super::ports::Ports;
+use super::secured::{Files, PASSWORD, USER};
 use super::tools;
 
 /// Makes the data directory. Returns the command of the server.
@@ -22,5 +23,18 @@ pub(super) fn prepare(dir: &Path, ports: &Ports) -> Result<Command> {
         // The append-only file is the one copy; snapshots beside it would only cost a fork now and then.
         .args(["--save", ""])
         .args(["--maxmemory-policy", "noeviction"]);
+    let tls = Files::of(dir);
+    server
+        .args(["--tls-port", &ports.redis_tls.to_string(), "--tls-auth-clients", "no"])
+        .arg("--tls-cert-file")
+        .arg(tls.certificate)
+        .arg("--tls-key-file")
+        .arg(tls.key)
+        .arg("--tls-ca-cert-file")
+        .arg(tls.ca)
+        // Beside the default user, who needs no password: with the rights that the documentation names.
+        .args(["--user", USER, "on"])
+        .arg(format!(">{PASSWORD}"))
+        .args(["~test:*", "+@all", "-@dangerous", "+info", "+config|get"]);
     Ok(server)
 }

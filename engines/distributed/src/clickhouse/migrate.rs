@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use panopticon_core::{config::Config, store::StoreError};
 
-use super::server::{Failure, Server};
+use super::{
+    cluster,
+    server::{Failure, Server},
+};
 
 /// The numbered files of `infra/clickhouse`.
 const FILES: &[(u32, &str, &str)] = &[
@@ -67,6 +70,7 @@ pub async fn migrate(config: &Config) -> Result<Migrated, StoreError> {
     let server_version = check_version(&root).await?;
     let database = &server.database;
     // The name was checked to be letters, digits and underscores.
+    cluster::check(&root, &config.clickhouse).await?;
     run(&root, &format!("CREATE DATABASE IF NOT EXISTS {database}")).await?;
     run(&server, VERSIONS_TABLE).await?;
 
@@ -134,9 +138,10 @@ fn statements(file: &str) -> impl Iterator<Item = &str> {
 }
 
 async fn run(server: &Server, statement: &str) -> Result<(), Failure> {
+    let statement = cluster::statement(statement, &server.config);
     let mut attempt = 1;
     loop {
-        match server.execute(server.query(statement)).await {
+        match server.change(server.query(&statement)).await {
             Err(Failure::Unavailable(text)) if attempt < ATTEMPTS => {
                 tracing::debug!(attempt, %text, "a migration's statement is tried again");
                 attempt += 1;
@@ -173,6 +178,47 @@ async fn set_retention(server: &Server, raw_days: u32) -> Result<Vec<String>, Fa
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn on_a_cluster_everything_is_made_on_each_replica_and_remembers_inserts() {
+        let config = panopticon_core::config::ClickhouseConfig {
+            cluster: "blue-{shard}".to_owned(),
+            ..Config::default().clickhouse
+        };
+        let alone = FILES.iter().flat_map(|(_, _, file)| statements(file)).chain([VERSIONS_TABLE]);
+        let mut tables = 0;
+        for alone in alone {
+            let made = cluster::statement(alone, &config);
+            let head = made.lines().find(|line| line.trim_start().starts_with("CREATE")).unwrap();
+            assert!(head.contains(" ON CLUSTER 'blue-{shard}'"), "{made}");
+            assert_eq!(made.contains("ENGINE = Replicated"), alone.contains("ENGINE = "), "{made}");
+            assert!(!made.contains("ENGINE = MergeTree") && !made.contains("non_replicated"), "{made}");
+            let window = "replicated_deduplication_window = ";
+            assert_eq!(made.contains(window), alone.contains(window), "{made}");
+            assert_eq!(made.matches("ON CLUSTER").count(), 1, "{made}");
+            tables += usize::from(alone.contains("ENGINE = "));
+            assert_eq!(cluster::statement(alone, &Config::default().clickhouse), alone);
+        }
+        assert_eq!(tables, 8);
+    }
+
+    #[tokio::test]
+    async fn the_server_reads_what_is_made_on_a_cluster() {
+        let Ok(url) = std::env::var("PANOPTICON_TEST_CLICKHOUSE_URL") else {
+            return println!("skipped: PANOPTICON_TEST_CLICKHOUSE_URL is not set");
+        };
+        let cluster = "blue".to_owned();
+        let config =
+            panopticon_core::config::ClickhouseConfig { url, cluster, ..Config::default().clickhouse };
+        let server = Server::new(&config).unwrap().without_database();
+        for (_, name, file) in FILES {
+            for alone in statements(&file.replace("{raw_days}", "90")) {
+                let made = cluster::statement(alone, &config);
+                let read = server.execute(server.query(&format!("EXPLAIN AST {made}"))).await;
+                assert_eq!(read, Ok(()), "{name}: {made}");
+            }
+        }
+    }
 
     #[test]
     fn files_are_numbered_in_order_and_hold_statements_that_can_be_run_again() {

@@ -7,6 +7,7 @@
 mod activity;
 mod arrivals;
 mod batch;
+mod cluster;
 mod erase;
 mod erase_events;
 mod events;
@@ -37,6 +38,7 @@ use panopticon_core::{
     trace::AcceptedTrace,
 };
 use parking_lot::Mutex;
+use tokio::sync::OnceCell;
 
 use batch::Batch;
 use insert::Names;
@@ -44,6 +46,11 @@ use server::Server;
 use settle::Unsettled;
 
 pub use migrate::{Migrated, migrate};
+
+/// Whether the configuration is one to connect with.
+pub(crate) fn check(config: &Config) -> Result<(), StoreError> {
+    Ok(Server::new(&config.clickhouse).map(|_| ())?)
+}
 
 /// Ranges of unknown outcome that are remembered; a partition has one at most.
 const MAX_DOUBTS: usize = 10_000;
@@ -56,6 +63,10 @@ pub struct ClickhouseStore {
     insert_pace: Duration,
     /// What this process began to insert and does not know the end of.
     doubts: Mutex<HashSet<BatchRange>>,
+    /// Set once the tables are known to be those of this build.
+    tables: OnceCell<()>,
+    /// With what the tables are made, where that is left to the first insert.
+    migrate: Option<Box<Config>>,
 }
 
 impl ClickhouseStore {
@@ -65,7 +76,7 @@ impl ClickhouseStore {
     /// its tables are not those of this build: run [`migrate`] first.
     pub async fn connect(config: &Config, clock: SharedClock) -> Result<Self, StoreError> {
         let store = Self::later(config, clock)?;
-        migrate::check(&store.server).await?;
+        store.check_tables().await?;
         Ok(store)
     }
 
@@ -74,7 +85,26 @@ impl ClickhouseStore {
     pub fn later(config: &Config, clock: SharedClock) -> Result<Self, StoreError> {
         let server = Server::new(&config.clickhouse)?;
         let insert_pace = Duration::from_millis(config.clickhouse.insert_pace_ms);
-        Ok(Self { server, clock, raw: config.retention.raw(), insert_pace, doubts: Mutex::default() })
+        let (doubts, tables) = (Mutex::default(), OnceCell::new());
+        Ok(Self { server, clock, raw: config.retention.raw(), insert_pace, doubts, tables, migrate: None })
+    }
+
+    /// The same; where the configuration lets processes migrate, the first insert does.
+    pub fn later_with_tables(config: &Config, clock: SharedClock) -> Result<Self, StoreError> {
+        let migrate = config.migrate_at_start.then(|| Box::new(config.clone()));
+        Ok(Self { migrate, ..Self::later(config, clock)? })
+    }
+
+    /// Rows must not go into tables of another build.
+    async fn check_tables(&self) -> Result<(), StoreError> {
+        let check = async || {
+            if let Some(config) = &self.migrate {
+                migrate(config).await?;
+            }
+            Ok(migrate::check(&self.server).await?)
+        };
+        self.tables.get_or_try_init(check).await?;
+        Ok(())
     }
 
     /// The time before which raw rows are not shown.
@@ -102,6 +132,7 @@ impl TraceStore for ClickhouseStore {
         rows: Rows,
         attempt: Attempt,
     ) -> Result<Vec<RefusedRow>, StoreError> {
+        self.check_tables().await?;
         let (batch, mut refused) = Batch::new(&range, &rows);
         if batch.len() == 0 {
             return Ok(refused);
@@ -114,6 +145,7 @@ impl TraceStore for ClickhouseStore {
                 Rows::Traces(traces) => traces.as_slice(),
                 _ => &[],
             };
+            cluster::catch_up(&self.server, batch.table).await?;
             let (server, batch, range) = (&self.server, &batch, &range);
             Unsettled { server, range, batch, traces, expired_before: self.raw_from() }.settle().await?
         } else {

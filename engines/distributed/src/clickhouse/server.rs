@@ -1,9 +1,19 @@
 //! The connection: how a statement is sent, how long it may take, and what its errors mean.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use clickhouse::{Client, error::Error, query::Query};
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::{
+    client::legacy::{Client as HttpClient, connect::HttpConnector},
+    rt::TokioExecutor,
+};
 use panopticon_core::{config::ClickhouseConfig, store::StoreError};
+
+use crate::tls;
+
+/// The server closes connections that are idle for longer than three seconds.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Time that the server gets beyond a deadline before the client stops waiting for its answer.
 const GRACE: Duration = Duration::from_millis(500);
@@ -62,11 +72,15 @@ const BROKEN: &[u32] = &[
     81,  // UNKNOWN_DATABASE
     115, // UNKNOWN_SETTING
     164, // READONLY
+    452, // SETTING_CONSTRAINT_VIOLATION
+    497, // ACCESS_DENIED
+];
+
+/// Codes that say that the user or the password is wrong.
+const UNKNOWN_USER: &[u32] = &[
     192, // UNKNOWN_USER
     193, // WRONG_PASSWORD
     194, // REQUIRED_PASSWORD
-    452, // SETTING_CONSTRAINT_VIOLATION
-    497, // ACCESS_DENIED
     516, // AUTHENTICATION_FAILED
 ];
 
@@ -75,6 +89,7 @@ const BROKEN: &[u32] = &[
 pub(super) struct Server {
     client: Client,
     url: String,
+    pub(super) config: Arc<ClickhouseConfig>,
     pub(super) database: String,
     pub(super) insert_timeout: Duration,
     pub(super) query_timeout: Duration,
@@ -89,14 +104,9 @@ impl Server {
                 "`clickhouse.database` must consist of letters, digits and underscores".to_owned(),
             ));
         }
-        if !config.url.starts_with("http://") {
-            return Err(Failure::Broken(
-                "`clickhouse.url` must begin with http://; this build speaks no TLS to ClickHouse: let a \
-                 proxy beside it do that"
-                    .to_owned(),
-            ));
-        }
-        let client = Client::default()
+        let client =
+            if config.tls() { over_tls(config).map_err(Failure::Broken)? } else { Client::default() };
+        let client = client
             .with_url(&config.url)
             .with_user(&config.user)
             .with_password(config.password.expose())
@@ -105,10 +115,16 @@ impl Server {
         Ok(Self {
             client,
             url: without_credentials(&config.url),
+            config: Arc::new(config.clone()),
             database,
             insert_timeout: Duration::from_millis(config.insert_timeout_ms),
             query_timeout: Duration::from_millis(config.query_timeout_ms),
         })
+    }
+
+    /// Whether tables are kept by several replicas.
+    pub(super) fn is_cluster(&self) -> bool {
+        !self.config.cluster.is_empty()
     }
 
     /// The same server, without naming a database: for making it.
@@ -167,6 +183,10 @@ impl Server {
                 .with_setting("max_execution_time", self.insert_timeout.as_secs_f64().to_string())
                 // The status line then tells the end, not the beginning.
                 .with_setting("wait_end_of_query", "1");
+            if self.is_cluster() {
+                // What is committed must not go with one replica.
+                sending = sending.with_setting("insert_quorum", "auto");
+            }
             sending.send(body.clone()).await?;
             sending.end().await
         };
@@ -190,8 +210,14 @@ impl Server {
 
     pub(super) fn explain(&self, error: &Error) -> Failure {
         let text = format!("ClickHouse at {}: {}", self.url, shortened(&chain(error)));
+        if let Some(advice) = tls::advice(&text, &self.config.tls_files()) {
+            return Failure::Broken(format!("{text}; {advice}"));
+        }
         match error {
             Error::BadResponse(answer) => match code(answer) {
+                Some(code) if UNKNOWN_USER.contains(&code) => {
+                    Failure::Broken(format!("{text}; check `clickhouse.user` and `clickhouse.password`"))
+                }
                 Some(code) if REFUSED.contains(&code) => Failure::Refused(text),
                 Some(code) if BROKEN.contains(&code) => Failure::Broken(text),
                 _ => Failure::Unavailable(text),
@@ -201,6 +227,20 @@ impl Server {
             _ => Failure::Broken(text),
         }
     }
+}
+
+/// A client for https.
+fn over_tls(config: &ClickhouseConfig) -> Result<Client, String> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    let https = HttpsConnectorBuilder::new()
+        .with_tls_config(tls::client(&config.tls_files())?)
+        .https_only()
+        .enable_http1()
+        .wrap_connector(tcp);
+    let http = HttpClient::builder(TokioExecutor::new()).pool_idle_timeout(IDLE_TIMEOUT).build(https);
+    Ok(Client::with_http_client(http))
 }
 
 /// One block on its way.

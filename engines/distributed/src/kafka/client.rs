@@ -14,6 +14,7 @@ use rdkafka::{
 use super::{
     error::{OpenError, setting},
     keeper::Keeper,
+    security,
 };
 
 /// How long a single question to the brokers (metadata, offsets) may take.
@@ -84,6 +85,7 @@ impl Clients {
         if !kafka.topic_prefix.chars().all(legal) {
             return Err(OpenError::Prefix(kafka.topic_prefix));
         }
+        security::check(&kafka)?;
         let queue = (config.stages.queue_records.max(1), config.stages.batch_bytes);
         let keeper = Keeper::start().map_err(|error| OpenError::Setting(error.to_string()))?;
         Ok(Self { kafka, queue, keeper })
@@ -110,6 +112,7 @@ impl Clients {
         mut settings: ClientConfig,
         context: C,
     ) -> Result<T, OpenError> {
+        security::apply(&self.kafka, &mut settings);
         for (name, value) in &self.kafka.properties {
             settings.set(name, value.expose());
         }

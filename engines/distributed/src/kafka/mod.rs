@@ -23,6 +23,7 @@ mod offsets;
 mod reader;
 mod rebalance;
 mod record;
+mod security;
 mod slot;
 mod tail;
 mod takeover;
@@ -61,6 +62,13 @@ pub use self::{
     error::OpenError,
     migrate::{MigrateError, MigrateReport, migrate},
 };
+
+/// Whether the configuration is one to connect with.
+pub(crate) fn check(config: &Config) -> Result<(), OpenError> {
+    let clients = Clients::new(config)?;
+    // The driver looks at what it is given when a client is made.
+    Offsets::open(&Arc::new(clients)).map(|_| ())
+}
 
 /// How long [`KafkaLog::connect`] waits for a broker.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);

@@ -26,6 +26,7 @@ use super::{
     error::{OpenError, failed, is_missing, is_moving},
     keeper::{DRAIN, Idle, dispose},
     record::{offset_number, partition_number},
+    security,
 };
 
 /// How long records that are written may wait for the end of their transaction before those who ask for the
@@ -122,7 +123,8 @@ impl Offsets {
             Ok(metadata) => Ok(metadata.brokers().len()),
             Err(error) => {
                 asked.drain();
-                let reason = asked.0.context().last_error().unwrap_or_else(|| error.to_string());
+                let mut reason = asked.0.context().last_error().unwrap_or_else(|| error.to_string());
+                reason.push_str(security::advice(&self.clients.kafka, &reason));
                 Err(OpenError::Unreachable { brokers: self.clients.kafka.brokers.clone(), reason })
             }
         }

@@ -15,6 +15,7 @@
 //! It is one primary (replicas as you like), not a cluster: a script names keys as it goes. One core of it
 //! marks some 150,000 traces a second.
 
+mod connection;
 mod place;
 mod server;
 
@@ -27,8 +28,9 @@ use panopticon_core::{
     seen::{Mark, Marked, Move, Progress, Rebuild, Restored, SeenError, SeenSet},
     time::{Clock as _, SharedClock, SystemClock},
 };
-use redis::{ErrorKind, RedisError, Script, ServerErrorKind, Value, aio::ConnectionManager};
+use redis::{ErrorKind, RedisError, Script, ServerErrorKind, Value};
 
+use connection::{Access, Primary};
 use server::{Server, unavailable};
 
 /// Most marks of one call of a script: Redis serves nobody else meanwhile (about 0.1 s).
@@ -45,7 +47,7 @@ const SAME_CLOCK_MS: i64 = 1_000;
 
 /// Remembers in Redis which place came first.
 pub struct RedisSeen {
-    connection: ConnectionManager,
+    primary: Primary,
     address: String,
     clock: SharedClock,
     timeout: Duration,
@@ -56,6 +58,11 @@ pub struct RedisSeen {
     hash_prefix: String,
     period_ms: u64,
     hash_marks: u32,
+}
+
+/// Whether the configuration is one to connect with.
+pub(crate) fn check(config: &Config) -> Result<(), SeenError> {
+    Access::new(&config.redis).map(|_| ())
 }
 
 impl RedisSeen {
@@ -70,7 +77,7 @@ impl RedisSeen {
         let hash_prefix = format!("{prefix}seen:{GENERATION}:");
         let window_ms = u64::try_from(config.retention.seen_window().as_millis()).unwrap_or(u64::MAX);
         Ok(Self {
-            connection: server.connection,
+            primary: server.primary,
             address: server.address,
             clock,
             timeout: Duration::from_millis(config.redis.timeout_ms),
@@ -141,7 +148,7 @@ impl RedisSeen {
                 call.arg(&mark.key.0[..]).arg(&value[..]);
             }
         }
-        let mut connection = self.connection.clone();
+        let mut connection = self.primary.connection();
         tokio::time::timeout(self.timeout, call.invoke_async(&mut connection))
             .await
             .map_err(|_| {
@@ -324,6 +331,6 @@ impl SeenSet for RedisSeen {
 
     /// Redis expires the hashes by itself; how much memory they take is worth a look as often.
     async fn expire(&self) -> Result<(), SeenError> {
-        server::tell_memory(&mut self.connection.clone(), &self.address).await
+        server::tell_memory(&mut self.primary.connection(), &self.address).await
     }
 }

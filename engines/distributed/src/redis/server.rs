@@ -1,17 +1,9 @@
 //! The connection, and what the server must be like for marks to be safe in it.
 
-use std::time::Duration;
-
 use panopticon_core::{config::RedisConfig, seen::SeenError};
-use redis::{
-    Client, RedisError,
-    aio::{ConnectionManager, ConnectionManagerConfig},
-};
+use redis::{RedisError, aio::ConnectionManager};
 
-/// Reconnects that one call waits for, at most, beside the configured timeout.
-const RECONNECTS: usize = 3;
-const RECONNECT_MIN: Duration = Duration::from_millis(50);
-const RECONNECT_MAX: Duration = Duration::from_millis(500);
+use super::connection::{Access, Primary};
 
 /// The oldest server that has everything in use.
 const OLDEST_VERSION: (u32, u32) = (6, 2);
@@ -26,7 +18,7 @@ const LONGEST_ENTRY_BYTES: u32 = 25;
 
 /// A server that was checked.
 pub(super) struct Server {
-    pub(super) connection: ConnectionManager,
+    pub(super) primary: Primary,
     /// Where it is, without user and password.
     pub(super) address: String,
     /// How many entries a hash may have before it takes several times the memory for each.
@@ -35,42 +27,21 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) async fn connect(config: &RedisConfig) -> Result<Self, SeenError> {
-        // The error of a URL that cannot be read is not shown: it may repeat the password.
-        let client = Client::open(config.url.expose()).map_err(|_| {
-            SeenError::Broken("`redis.url` is not of the form redis://[user:password@]host:port[/db]".into())
-        })?;
-        let address = client.get_connection_info().addr().to_string();
-        let timeout = Duration::from_millis(config.timeout_ms);
-        let manager = ConnectionManagerConfig::new()
-            .set_number_of_retries(RECONNECTS)
-            .set_min_delay(RECONNECT_MIN)
-            .set_max_delay(RECONNECT_MAX)
-            .set_connection_timeout(Some(timeout))
-            .set_response_timeout(Some(timeout));
-        let mut connection = client
-            .get_connection_manager_with_config(manager)
-            .await
-            .map_err(|error| unavailable(&address, &error))?;
-        check_server(&mut connection, &address, config.allow_eviction).await?;
+        let access = Access::new(config)?;
+        let (primary, address) = Primary::connect(&access).await?;
+        let mut connection = primary.connection();
+        let info: Result<String, _> = redis::cmd("INFO").query_async(&mut connection).await;
+        let info = info.map_err(|error| access.explain(&address, &error))?;
+        check_info(&info, config.allow_eviction)
+            .map_err(|problem| SeenError::Broken(format!("Redis at {address}: {problem}")))?;
         let listpack_entries = listpack_entries(&mut connection, &address).await;
-        Ok(Self { connection, address, listpack_entries })
+        Ok(Self { primary, address, listpack_entries })
     }
 }
 
 /// Passes by itself.
 pub(super) fn unavailable(address: &str, error: &RedisError) -> SeenError {
     SeenError::Unavailable(format!("Redis at {address}: {error}"))
-}
-
-async fn check_server(
-    connection: &mut ConnectionManager,
-    address: &str,
-    allow_eviction: bool,
-) -> Result<(), SeenError> {
-    let info: String =
-        redis::cmd("INFO").query_async(connection).await.map_err(|error| unavailable(address, &error))?;
-    check_info(&info, allow_eviction)
-        .map_err(|problem| SeenError::Broken(format!("Redis at {address}: {problem}")))
 }
 
 /// Tells how much memory the server uses, and how much it may.

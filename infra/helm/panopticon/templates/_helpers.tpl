@@ -68,7 +68,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- range $own := list "engine" "listen" "metrics_listen" "data_dir" "migrate_at_start" }}
 {{- if hasKey $.Values.config $own }}{{ fail (printf "config.%s is set by the chart" $own) }}{{ end }}
 {{- end -}}
-{{- range $secret := list "admin_token" "apps" "secrets.key" "redis.url" "clickhouse.password" "kafka.properties" }}
+{{- range $secret := list "admin_token" "apps" "secrets.key" "redis.url" "redis.password" "redis.sentinel_password" "clickhouse.password" "kafka.password" "kafka.properties" }}
 {{- $path := splitList "." $secret }}
 {{- $within := $.Values.config }}
 {{- range initial $path }}{{ $within = get $within . | default dict }}{{ end }}
@@ -85,7 +85,7 @@ PANOPTICON_MIGRATE_AT_START: {{ not .Values.migrate.enabled | quote }}
 {{/* Variables from the Secret: [root, what is needed]. */}}
 {{- define "panopticon.secretEnvironment" -}}
 {{- $root := index . 0 -}}
-{{- $names := dict "secretsKey" "SECRETS__KEY" "adminToken" "ADMIN_TOKEN" "redisUrl" "REDIS__URL" "clickhousePassword" "CLICKHOUSE__PASSWORD" "kafkaProperties" "KAFKA__PROPERTIES" -}}
+{{- $names := dict "secretsKey" "SECRETS__KEY" "adminToken" "ADMIN_TOKEN" "redisUrl" "REDIS__URL" "redisPassword" "REDIS__PASSWORD" "redisSentinelPassword" "REDIS__SENTINEL_PASSWORD" "clickhousePassword" "CLICKHOUSE__PASSWORD" "kafkaPassword" "KAFKA__PASSWORD" "kafkaProperties" "KAFKA__PROPERTIES" -}}
 {{- range $secret := index . 1 }}
 {{- with index $root.Values.secrets.keys $secret }}
 - name: PANOPTICON_{{ index $names $secret }}
@@ -95,6 +95,21 @@ PANOPTICON_MIGRATE_AT_START: {{ not .Values.migrate.enabled | quote }}
       key: {{ . }}
 {{- end }}
 {{- end }}
+{{- end -}}
+
+{{/* The files of TLS, where the settings `…ca_file` and the like look for them. */}}
+{{- define "panopticon.tlsMount" -}}
+{{- if .Values.secrets.tlsSecret -}}
+- {name: tls, mountPath: /etc/panopticon/tls, readOnly: true}
+{{- end -}}
+{{- end -}}
+
+{{- define "panopticon.tlsVolume" -}}
+{{- with .Values.secrets.tlsSecret -}}
+- name: tls
+  secret:
+    secretName: {{ . }}
+{{- end -}}
 {{- end -}}
 
 {{/* The time that a pod has to end: what the processes take, and what comes before and after. */}}

@@ -6,15 +6,15 @@ member of with the topics that they read (core/src/stage/groups.rs).
 ingest-gateway:
   command: [ingest-gateway]
   serves: true
-  secrets: [kafkaProperties, redisUrl, clickhousePassword, secretsKey]
+  secrets: [kafkaPassword, kafkaProperties, redisUrl, redisPassword, redisSentinelPassword, clickhousePassword, secretsKey]
 dedupe:
   command: [stream-workers, --role, dedupe]
-  secrets: [kafkaProperties, redisUrl, clickhousePassword]
+  secrets: [kafkaPassword, kafkaProperties, redisUrl, redisPassword, redisSentinelPassword, clickhousePassword]
   groups:
     dedupe: traces.raw
 store:
   command: [stream-workers, --role, store]
-  secrets: [kafkaProperties, clickhousePassword]
+  secrets: [kafkaPassword, kafkaProperties, clickhousePassword]
   groups:
     store: traces
     store-detections: detections
@@ -23,26 +23,26 @@ store:
     store-audit: audit
 anomaly-detector:
   command: [anomaly-detector]
-  secrets: [kafkaProperties, clickhousePassword]
+  secrets: [kafkaPassword, kafkaProperties, clickhousePassword]
   groups:
     detector: traces
     detector-sources: denials
     detector-apps: rollups
 guard-enforcer:
   command: [guard-enforcer]
-  secrets: [kafkaProperties]
+  secrets: [kafkaPassword, kafkaProperties]
   groups:
     rate-limit: traces
     guard-actions: detections
 webhook-dispatcher:
   command: [webhook-dispatcher]
-  secrets: [kafkaProperties, secretsKey]
+  secrets: [kafkaPassword, kafkaProperties, secretsKey]
   groups:
     webhook-dispatcher: guard-actions
 control-room:
   command: [control-room]
   serves: true
-  secrets: [kafkaProperties, clickhousePassword, secretsKey, adminToken]
+  secrets: [kafkaPassword, kafkaProperties, clickhousePassword, secretsKey, adminToken]
 {{- end -}}
 
 {{/* Whether something else than this chart says how many replicas a worker has: [root, worker, its values]. */}}

@@ -1,0 +1,97 @@
+//! How the brokers are connected to: over TLS or not, and as whom.
+
+use std::path::Path;
+
+use panopticon_core::config::{KafkaConfig, SaslMechanism};
+use rdkafka::ClientConfig;
+
+use super::error::OpenError;
+
+/// What this build lacks for the configuration, if anything: the setting, and the feature that has it.
+fn lacking(kafka: &KafkaConfig) -> Option<(String, &'static str)> {
+    const TLS: &str = "kafka-tls";
+    let by_driver = |name: &str| kafka.properties.get(name).map(|value| value.expose().to_ascii_lowercase());
+    let mechanism = kafka.sasl_mechanism.filter(|mechanism| *mechanism != SaslMechanism::Plain);
+    if !cfg!(feature = "kafka-tls") {
+        if kafka.tls {
+            return Some(("`kafka.tls`".to_owned(), TLS));
+        }
+        if let Some(mechanism) = mechanism.filter(|mechanism| *mechanism != SaslMechanism::OauthBearer) {
+            return Some((format!("`kafka.sasl_mechanism` {mechanism}"), TLS));
+        }
+        if by_driver("security.protocol").is_some_and(|protocol| protocol.contains("ssl")) {
+            return Some(("`kafka.properties.security.protocol`".to_owned(), TLS));
+        }
+        for name in ["sasl.mechanism", "sasl.mechanisms"] {
+            if by_driver(name).is_some_and(|mechanism| mechanism != "plain") {
+                return Some((format!("`kafka.properties.{name}`"), TLS));
+            }
+        }
+    }
+    let by_token = mechanism == Some(SaslMechanism::OauthBearer);
+    (by_token && !cfg!(feature = "kafka-oidc"))
+        .then(|| ("`kafka.sasl_mechanism` OAUTHBEARER".to_owned(), "kafka-oidc"))
+}
+
+/// Refuses what this build cannot do.
+pub(super) fn check(kafka: &KafkaConfig) -> Result<(), OpenError> {
+    match lacking(kafka) {
+        None => Ok(()),
+        Some((setting, feature)) => Err(OpenError::NotBuilt { setting, feature }),
+    }
+}
+
+/// What the driver needs to be told.
+pub(super) fn apply(kafka: &KafkaConfig, settings: &mut ClientConfig) {
+    let protocol = match (kafka.tls, kafka.sasl_mechanism.is_some()) {
+        (false, false) => return,
+        (true, false) => "ssl",
+        (false, true) => "sasl_plaintext",
+        (true, true) => "sasl_ssl",
+    };
+    settings.set("security.protocol", protocol);
+    let files = kafka.tls_files();
+    let mut file = |name: &str, path: &Path| {
+        if !path.as_os_str().is_empty() {
+            settings.set(name, path.to_string_lossy());
+        }
+    };
+    file("ssl.ca.location", files.ca);
+    file("ssl.certificate.location", files.certificate);
+    file("ssl.key.location", files.key);
+    let Some(mechanism) = kafka.sasl_mechanism else { return };
+    settings.set("sasl.mechanism", mechanism.name());
+    if mechanism != SaslMechanism::OauthBearer {
+        settings.set("sasl.username", &kafka.username).set("sasl.password", kafka.password.expose());
+        return;
+    }
+    settings
+        .set("sasl.oauthbearer.method", "oidc")
+        .set("sasl.oauthbearer.client.id", &kafka.username)
+        .set("sasl.oauthbearer.client.secret", kafka.password.expose())
+        .set("sasl.oauthbearer.token.endpoint.url", &kafka.oauth_token_url);
+    if !kafka.oauth_scope.is_empty() {
+        settings.set("sasl.oauthbearer.scope", &kafka.oauth_scope);
+    }
+}
+
+/// Which setting to look at when the driver has said this.
+pub(super) fn advice(kafka: &KafkaConfig, said: &str) -> &'static str {
+    let says = |words: &str| said.to_ascii_lowercase().contains(words);
+    if says("unsupported sasl mechanism") || says("mechanism handshake") {
+        "; the brokers do not offer `kafka.sasl_mechanism`"
+    } else if says("authentication fail") || says("invalid credentials") || says("scram") {
+        "; check `kafka.username` and `kafka.password`"
+    } else if says("certificate verify failed") || says("broker certificate") {
+        "; is its authority in `kafka.ca_file`, and its name the one that is connected to?"
+    } else if says("oauthbearer") || says("token") {
+        "; check `kafka.oauth_token_url`, `kafka.username` and `kafka.password`"
+    } else if says("ssl handshake") || says("plaintext broker listener") || says("disconnected") && kafka.tls
+    {
+        "; do the brokers speak TLS on this port (`kafka.tls`)?"
+    } else if says("disconnected") || says("broker transport failure") {
+        "; do the brokers want TLS (`kafka.tls`) or SASL (`kafka.sasl_mechanism`) on this port?"
+    } else {
+        ""
+    }
+}
