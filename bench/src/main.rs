@@ -155,14 +155,19 @@ async fn main() -> anyhow::Result<()> {
         traces: args.traces,
     };
     let parts = if args.parts.is_empty() { Part::value_variants() } else { &args.parts };
-    let mut report = Report::default();
+    let (mut report, mut failed) = (Report::default(), Vec::new());
     for (n, part) in parts.iter().enumerate() {
         eprintln!("[{}/{}] {part:?}", n + 1, parts.len());
-        args.measure(*part, &mut report, &bench).await?;
+        // One part that fails does not take the others' figures with it.
+        if let Err(error) = args.measure(*part, &mut report, &bench).await {
+            eprintln!("  {part:?} failed: {error:#}");
+            failed.push(format!("{part:?}"));
+        }
     }
     println!("{}", report.table());
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_vec_pretty(&report)?)?;
     }
+    anyhow::ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
     Ok(())
 }

@@ -40,7 +40,7 @@ pub struct Row {
     pub ratio: Option<Spread>,
     /// What the ratio should come to, or the figure where there is no bare engine.
     pub reach: Option<Reach>,
-    /// CPU seconds a million traces, by process, in the run of the median.
+    /// CPU seconds a million traces, by process, the median of each.
     pub cpu_s_per_million: Vec<(String, f64)>,
     /// Largest resident memory of the measured process, in MiB.
     pub peak_mib: Option<f64>,
