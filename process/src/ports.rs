@@ -82,6 +82,8 @@ impl Process {
         let ports = match self.config.engine {
             Engine::Embedded => self.embedded()?,
             Engine::Distributed => {
+                // Waiting mends no setting.
+                check_connections(&self.config)?;
                 if self.config.migrate_at_start {
                     self.until_there("migrating", || {
                         migrate_distributed(&self.config, needs.store == NeedOfStore::Tables)

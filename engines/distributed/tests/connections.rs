@@ -18,7 +18,7 @@ use panopticon_core::{
     config::{Config, SaslMechanism, Secret},
     ids::{EventId, LogId, Place, SeenKey},
     log::{EventLog as _, Record},
-    seen::{Mark, Marked, SeenSet as _},
+    seen::{Mark, Marked, Owner, Progress, Rebuild, Restored, SeenSet as _},
     store::{TimelineQuery, TraceStore as _},
     time::SystemClock,
     topic::Topic,
@@ -170,7 +170,11 @@ async fn redis_is_reached_over_tls_by_a_user_with_few_rights() {
     let set = seen(&config).await.unwrap();
     let (marks, places) = (mark(1), vec![mark(1)[0].place]);
     assert_eq!(set.mark(marks.clone(), None).await.unwrap(), Marked::First(places.clone()));
-    set.restore(marks.clone(), None).await.unwrap();
+    let owner = Owner::after(None);
+    let mut rebuild =
+        Rebuild::new(Progress { log_id: LogId(7), partition: 0, from: 2, to: 2, owner, trusts: Some(owner) });
+    assert_eq!(set.restore(&mut rebuild, marks.clone()).await.unwrap(), Restored::Whole);
+    assert_eq!(set.end_rebuild(rebuild).await.unwrap(), Restored::Whole);
     assert_eq!(set.mark(marks, None).await.unwrap(), Marked::First(places));
     set.expire().await.unwrap();
 

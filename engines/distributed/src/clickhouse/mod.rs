@@ -97,7 +97,7 @@ impl ClickhouseStore {
 
     /// Rows must not go into tables of another build.
     async fn check_tables(&self) -> Result<(), StoreError> {
-        let check = async || {
+        let check = async || -> Result<(), StoreError> {
             if let Some(config) = &self.migrate {
                 migrate(config).await?;
             }
