@@ -95,8 +95,8 @@ pub struct Progress {
 /// written, or marks have been lost again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rebuild {
-    /// What the partition has reached when it is done: `to`. Marks of places below, in other records than those
-    /// that are restored, count no more: they were left behind by the loss.
+    /// What the partition has reached when it is done: `to`, which is what is committed. Below it only marks
+    /// count that are restored: others were left behind by the loss.
     pub progress: Progress,
     /// Which rebuild it is.
     pub nonce: u64,
@@ -125,8 +125,8 @@ pub enum Restored {
 pub enum Marked {
     /// The place that came first, for each mark in order.
     First(Vec<Place>),
-    /// The set has lost marks of this partition (emptied, failed over, restored from a snapshot):
-    /// nothing was marked; rebuild them first.
+    /// The set has lost marks of this partition (emptied, failed over, restored from a snapshot), perhaps
+    /// of this very batch: rebuild them first.
     Lost,
 }
 

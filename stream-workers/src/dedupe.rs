@@ -47,7 +47,8 @@ fn signature(owner: Owner) -> String {
     format!("owner={owner}")
 }
 
-/// Who made the last commit. One that names nobody is of an older build, or was set by hand.
+/// Who made the last commit. One that names nobody is of an older build, or was set by hand (then the marks are
+/// rebuilt once, where a named owner has been further).
 fn committer(committed: &Committed) -> Option<Owner> {
     committed.offset?;
     let named = committed.metadata.strip_prefix("owner=").and_then(|owner| owner.parse().ok());

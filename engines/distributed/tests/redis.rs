@@ -64,7 +64,8 @@ impl Set {
 
     async fn connection(&self) -> redis::aio::MultiplexedConnection {
         let client = redis::Client::open(self.config.redis.url.expose()).unwrap();
-        let patient = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+        let patient =
+            redis::AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         client.get_multiplexed_async_connection_with_config(&patient).await.unwrap()
     }
 
@@ -300,9 +301,18 @@ async fn marks_that_are_lost_between_two_calls_of_a_batch_are_missed() {
     let seen = RedisSeen::connect(&set.config, set.clock.clone()).await.unwrap();
     let many = (0..MAX_MARKS_PER_CALL as u32 * 10).map(|n| mark(n.into(), 0, n)).collect();
     let batch = tokio::spawn(async move { seen.mark(many, progress(0, 1)).await });
-    let name = format!("{}progress", set.config.redis.key_prefix);
-    while !batch.is_finished() && !set.command::<bool>("HEXISTS", &[&name, "work:3"]).await {}
-    set.forget_everything().await;
+    // Between two calls, in one step.
+    let prefix = &set.config.redis.key_prefix;
+    let script = "if redis.call('HEXISTS', ARGV[1] .. 'progress', 'work:3') == 0 then return 0 end \
+                  for _, key in ipairs(redis.call('KEYS', ARGV[1] .. '*')) do redis.call('DEL', key) end \
+                  return 1";
+    let mut connection = set.connection().await;
+    while !batch.is_finished() {
+        let lose = redis::cmd("EVAL").arg(script).arg(0).arg(prefix).to_owned();
+        if lose.query_async::<bool>(&mut connection).await.unwrap() {
+            break;
+        }
+    }
     assert!(batch.await.unwrap().unwrap() == Marked::Lost);
 }
 
