@@ -15,9 +15,9 @@
 //! **Places.** Requests that bring the same ids through gateways of their own; a gateway that appends, dies,
 //! answers without the seen set, or marks arbitrarily late. Owners of the partition that take batches of any
 //! size, mark them, and commit rows and position together, or hold a position back while there is nothing to
-//! keep; a kill at any point, a new owner while the old one
-//! lives on as a zombie whose calls of the seen set still count. The seen set emptied, or back to a snapshot,
-//! at any point, in the midst of a rebuild or between two calls of a batch as well.
+//! keep; a kill at any point, a new owner while the old one lives on as a zombie whose calls of the seen set
+//! still count. The seen set emptied, or back to a snapshot, at any point: in the midst of a rebuild or between
+//! two calls of a batch as well.
 //!
 //! **Intent.** Owners whose batches end anywhere; the intent in the commit before; statements that arrive
 //! arbitrarily late and are torn by a kill of the trace store after their token is written down, in the table
