@@ -322,12 +322,12 @@ mod tests {
     }
 
     #[test]
-    fn before_a_week_was_seen_the_same_burst_counts_for_less() {
-        let burst_at = |begins: usize| {
-            let burst = scores((0..4_000).map(|row| wave(row) * if row >= begins { 2.0 } else { 1.0 }));
-            burst[begins]
-        };
-        assert!(burst_at(600) < burst_at(2_100), "{} {}", burst_at(600), burst_at(2_100));
+    fn a_surprise_counts_in_full_only_once_a_week_was_seen() {
+        let mut series = Series::default();
+        (0..2_016).for_each(|row| _ = series.next(f64::from(row) * 300.0, 0.0));
+        assert!((series.known(288) - 0.523).abs() < 1e-3, "{}", series.known(288));
+        assert!(series.known(2_015) < 1.0);
+        assert_eq!((series.known(2_016), series.known(20_160)), (1.0, 1.0));
     }
 
     #[test]

@@ -216,3 +216,19 @@ impl From<RhythmState> for Rhythm {
         rhythm
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_active_now_and_then_at_midnight_rests_less_than_whoever_never_is() {
+        let mut rhythm = Rhythm::default();
+        (0..100).for_each(|day| rhythm.saw(day * DAY + 9 * HOUR, true, false));
+        (0..100).for_each(|day| rhythm.saw(day * DAY + 17 * HOUR, true, false));
+        assert_eq!(rhythm.at_rest(), 0.0);
+        (0..50).for_each(|day| rhythm.saw(day * DAY, true, false));
+        (0..50).for_each(|day| rhythm.saw(day * DAY + 5 * HOUR, true, false));
+        assert!((rhythm.at_rest() - 0.17).abs() < 0.05, "{}", rhythm.at_rest());
+    }
+}
