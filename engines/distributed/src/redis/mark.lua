@@ -3,8 +3,8 @@
 -- ARGV: the marks, record by record: its partition as `log id:partition`, its offset, its log id's position in
 --       the list, how many marks it has, and of each the first 4 bytes of its key as a number, the other 12, and
 --       its place without the log.
--- Answers nil when marks of the partition were lost; else the log ids' numbers, and for each mark the place
--- that came first, '' when that is the mark's own.
+-- Answers nil when marks of the partition were lost; else the log ids' numbers, and of each mark whose own
+-- place did not come first, its position in the call, counted from 0, and the place that did.
 --
 -- A record all of whose marks are its own is noted as clean until its partition's progress has passed it:
 -- what the gateway has found of a record, the dedupe stage need not look up mark by mark. Rebuilding lost
@@ -100,6 +100,7 @@ end
 local layers = live_layers()
 local answers = {}
 if #ARGV > 14 then
+  local seen = 0
   local open = open_layer(layers)
   local numbers, first = log_numbers()
   if not numbers then return redis.error_reply(TOO_MANY_LOGS) end
@@ -111,7 +112,7 @@ if #ARGV > 14 then
     local notes = hash_prefix .. 'clean:' .. epoch .. ':' .. home
     local last = i + 3 + 3 * tonumber(count)
     if partition ~= '' and redis.call('HGET', notes, offset) == count then
-      for _ = 1, tonumber(count) do answers[#answers + 1] = '' end
+      seen = seen + tonumber(count)
     else
       local clean = true
       for m = i + 4, last, 3 do
@@ -119,10 +120,9 @@ if #ARGV > 14 then
         local found = first_place(layers, open, ARGV[m], ARGV[m + 1], place)
         if found and plain(found) ~= place then
           clean = false
-          answers[#answers + 1] = found
-        else
-          answers[#answers + 1] = ''
+          answers[#answers + 1], answers[#answers + 2] = seen, found
         end
+        seen = seen + 1
       end
       if clean and partition == '' and not passed(home, offset) then
         redis.call('HSET', notes, offset, count)

@@ -260,17 +260,19 @@ fn read_answer(answer: Value, marks: &[Mark], first: &mut Vec<Place>) -> Result<
     let unexpected = || SeenError::Broken("the marking script answered something unexpected".into());
     let answers = match answer {
         Value::Nil => return Ok(false),
-        Value::Array(answers) if answers.len() == marks.len() + 1 => answers,
+        Value::Array(answers) => answers,
         _ => return Err(unexpected()),
     };
     let mut answers = answers.into_iter();
     let logs = answers.next().and_then(read_logs).ok_or_else(unexpected)?;
-    for (mark, answer) in marks.iter().zip(answers) {
-        let Value::BulkString(value) = answer else { return Err(unexpected()) };
-        first.push(match value.is_empty() {
-            true => mark.place,
-            false => place::decode(&logs, &value).ok_or_else(unexpected)?,
-        });
+    let begin = first.len();
+    first.extend(marks.iter().map(|mark| mark.place));
+    while let Some(position) = answers.next() {
+        let (Value::Int(position), Some(Value::BulkString(value))) = (position, answers.next()) else {
+            return Err(unexpected());
+        };
+        let place = usize::try_from(position).ok().and_then(|position| first[begin..].get_mut(position));
+        *place.ok_or_else(unexpected)? = place::decode(&logs, &value).ok_or_else(unexpected)?;
     }
     Ok(true)
 }
