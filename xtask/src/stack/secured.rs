@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
 
 /// The user that Kafka's and Redis's secured listeners know.
 pub(super) const USER: &str = "panopticon";
@@ -37,12 +37,17 @@ impl Files {
             return Ok(());
         }
         let mut authority = CertificateParams::default();
+        // Two names: OpenSSL takes a certificate whose issuer has its own name for self-signed.
+        authority.distinguished_name.push(DnType::CommonName, "Authority of a stack");
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
         let key = KeyPair::generate()?;
         let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let certificate = CertificateParams::new(names)?.signed_by(&key, &authority)?;
+        let mut server = CertificateParams::new(names)?;
+        server.distinguished_name.push(DnType::CommonName, "Server of a stack");
+        server.use_authority_key_identifier_extension = true;
+        let certificate = server.signed_by(&key, &authority)?;
         let (key, certificate) = (key.serialize_pem(), certificate.pem());
         let write = |file: &Path, text: &str| {
             fs::create_dir_all(file.parent().unwrap_or(file))
