@@ -73,10 +73,6 @@ impl Calm {
             look.ends = self.ends(log, hops.get(look.hop)).await?;
         }
         // What the last of them has brought meanwhile comes with the next poll.
-        eprintln!(
-            "CALM {:?}-{} next {next} hop {} ends {:?}",
-            self.input, self.partition, look.hop, look.ends
-        );
         let end = log.bounds(self.input, self.partition).await?.high;
         let rest = log.read(self.input, self.partition, next.min(end), end, 1).await?;
         Ok(rest.is_empty().then_some(look.began))
