@@ -1,5 +1,6 @@
 //! A trace: one call of one tool by an agent, checked.
 
+mod envelope;
 mod wire;
 
 use std::{collections::BTreeMap, fmt};
@@ -8,8 +9,9 @@ use panopticon_proto::log;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use self::wire::{
-    EnvelopeWriter, Facts, Malformed, Moment, TakenRef, TraceRef, decode_envelope, encode_envelope, entries,
+pub use self::{
+    envelope::{EnvelopeWriter, decode_envelope, encode_envelope, entries},
+    wire::{Facts, Malformed, Moment, TakenRef, TraceRef},
 };
 use crate::{
     ids::{ClientId, EventId, Place},
