@@ -245,7 +245,9 @@ fn at_most(field: &'static str, text: &str, limit: usize) -> Result<(), Refusal>
 
 #[cfg(test)]
 mod tests {
+    use panopticon_proto::v1;
     use proptest::prelude::*;
+    use prost::Message as _;
     use serde_json::json;
 
     use super::*;
@@ -300,6 +302,58 @@ mod tests {
             let refusal = trace_from_json(&with(field, value.clone()), now()).unwrap_err();
             assert_eq!(refusal.field, field, "{value} gave {refusal:?}");
         }
+    }
+
+    fn good_proto() -> v1::Trace {
+        v1::Trace {
+            event_id: "0190B0A0-7b1a-7c3e-9d2a-000000000001".to_owned(),
+            client_id: "app".to_owned(),
+            tool: "search".to_owned(),
+            status: 1,
+            started_at: Some(prost_types::Timestamp { seconds: now().secs() - 1, nanos: 7 }),
+            duration_ms: Some(0),
+            ..v1::Trace::default()
+        }
+    }
+
+    #[test]
+    fn a_bad_value_in_protobuf_is_refused_by_the_name_of_its_field() {
+        let time = |seconds, nanos| Some(prost_types::Timestamp { seconds, nanos });
+        let spoil: [(&str, fn(&mut v1::Trace)); 9] = [
+            ("event_id", |trace| trace.event_id = "7".to_owned()),
+            ("client_id", |trace| trace.client_id = "caf\u{e9}".to_owned()),
+            ("tool", |trace| trace.tool.clear()),
+            ("status", |trace| trace.status = 0),
+            ("status", |trace| trace.status = 4),
+            ("status", |trace| trace.status = -1),
+            ("started_at", |trace| trace.started_at = None),
+            ("duration_ms", |trace| trace.duration_ms = None),
+            ("source_ip", |trace| trace.source_ip = "1.2.3.4:80".to_owned()),
+        ];
+        for (field, spoil) in spoil {
+            let mut trace = good_proto();
+            spoil(&mut trace);
+            let refusal = admit_proto(&trace.encode_to_vec().into(), now(), |_| ()).unwrap_err();
+            assert_eq!(refusal.field, field, "{trace:?} gave {refusal:?}");
+        }
+        for started_at in [time(now().secs(), -1), time(i64::MAX, 0), time(0, 0), time(now().secs() + 301, 0)]
+        {
+            let trace = v1::Trace { started_at, ..good_proto() };
+            let refusal = admit_proto(&trace.encode_to_vec().into(), now(), |_| ()).unwrap_err();
+            assert_eq!(refusal.field, "started_at", "{started_at:?}");
+        }
+    }
+
+    #[test]
+    fn a_trace_in_protobuf_travels_on_as_it_was_sent_and_one_in_json_as_the_same_trace() {
+        let sent = Bytes::from(good_proto().encode_to_vec());
+        let (admitted, id) = admit_proto(&sent, now(), |seen| seen.event_id().to_string()).unwrap();
+        assert_eq!((admitted.bytes.as_ptr(), admitted.bytes.len()), (sent.as_ptr(), sent.len()));
+        assert_eq!(id, "0190b0a0-7b1a-7c3e-9d2a-000000000001");
+        let (from_json, ()) = admit_json(&with("attributes", json!({"a": "b"})), now(), |_| ()).unwrap();
+        let trace = v1::Trace::decode(from_json.bytes).unwrap();
+        assert_eq!((trace.tool.as_str(), trace.status, trace.duration_ms), ("search", 1, Some(12)));
+        assert_eq!(trace.attributes["a"], "b");
     }
 
     #[test]
