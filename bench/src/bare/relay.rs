@@ -105,11 +105,11 @@ fn transform(single: bool, partition: i32, offset: i64, payload: &[u8]) -> anyho
         return Ok((payload.to_vec(), 1));
     }
     let mut envelope = Envelope::decode(payload)?;
-    for (index, trace) in (0..).zip(&mut envelope.traces) {
+    for (index, trace) in (0..).zip(&mut envelope.taken) {
         let (partition, offset) = (u32::try_from(partition)?, u64::try_from(offset)?);
         trace.place = Some(Place { log_id: 1, partition, offset, index });
     }
-    Ok((envelope.encode_to_vec(), envelope.traces.len() as u64))
+    Ok((envelope.encode_to_vec(), envelope.taken.len() as u64))
 }
 
 fn put(ends: &mut TopicPartitionList, topic: &str, partition: i32, end: i64) -> anyhow::Result<()> {

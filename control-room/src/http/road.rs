@@ -10,13 +10,12 @@ use panopticon_core::{
     api::{RoadAnswer, RoadStep},
     ids::{ClientId, EventId},
     log::LogError,
-    proto::log::{Delivery, Detection, Envelope, GuardAction},
+    proto::log::{Delivery, Detection, GuardAction},
     store::EventQuery,
     time::Time,
     topic::Topic,
-    trace::AcceptedTrace,
+    trace::{AcceptedTrace, TakenRef, entries},
 };
-use prost::Message as _;
 
 use crate::{
     access::{Caller, Need},
@@ -182,12 +181,13 @@ async fn search(
             from = last.offset + 1;
             for stored in &records {
                 *budget = budget.saturating_sub(stored.record.size());
-                let Ok(envelope) = Envelope::decode(stored.record.bytes()) else { continue };
-                let found = envelope
-                    .traces
-                    .into_iter()
-                    .find(|trace| trace.event_id[..] == event_id.0.as_bytes()[..] && shown(&trace.client_id));
-                if let Some(Ok(trace)) = found.map(AcceptedTrace::try_from) {
+                // A record that cannot be read becomes a dead letter, of which `status` tells.
+                let traces = entries(stored.record.bytes()).unwrap_or_default();
+                let mut traces = traces.iter().filter_map(|bytes| TakenRef::read(bytes).ok());
+                let found = traces.find(|taken| {
+                    EventId::parse(taken.trace.event_id) == Some(event_id) && shown(taken.trace.client_id)
+                });
+                if let Some(Ok(trace)) = found.map(|taken| taken.to_owned()) {
                     return Ok(Some(trace));
                 }
             }
