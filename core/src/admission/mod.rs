@@ -319,7 +319,8 @@ mod tests {
     #[test]
     fn a_bad_value_in_protobuf_is_refused_by_the_name_of_its_field() {
         let time = |seconds, nanos| Some(prost_types::Timestamp { seconds, nanos });
-        let spoil: [(&str, fn(&mut v1::Trace)); 9] = [
+        type Spoil = fn(&mut v1::Trace);
+        let spoil: [(&str, Spoil); 9] = [
             ("event_id", |trace| trace.event_id = "7".to_owned()),
             ("client_id", |trace| trace.client_id = "caf\u{e9}".to_owned()),
             ("tool", |trace| trace.tool.clear()),
