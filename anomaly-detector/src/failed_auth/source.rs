@@ -198,6 +198,7 @@ impl Source {
             return false;
         }
         trail.begin((finding.start, finding.end), finding.calm, case.detection(), findings);
+        self.forget_success_of_attack();
         self.tell_success_before(call, findings);
         true
     }
@@ -208,14 +209,22 @@ impl Source {
         let sooner = self.find(position, call);
         let (Some(trail), Some(sooner)) = (self.trail.as_mut(), sooner) else { return false };
         trail.since = trail.since.min(sooner.end);
+        // Follows from the calls alone, so also in a replay.
+        self.forget_success_of_attack();
         !call.replay && self.tell_success_before(call, findings)
+    }
+
+    /// What an attacker has succeeded in makes nobody at home.
+    fn forget_success_of_attack(&mut self) {
+        if let Some(trail) = &self.trail {
+            self.first_success = self.first_success.filter(|first| *first < trail.since);
+        }
     }
 
     /// In disorder, a success may have come before the refusals that make it the attacker's; answers whether
     /// one had.
     fn tell_success_before(&mut self, call: &SourceCall<'_>, findings: &mut Findings) -> bool {
         let Some(since) = self.trail.as_ref().map(|trail| trail.since) else { return false };
-        self.first_success = self.first_success.filter(|first| *first < since);
         let last = self.last_success.filter(|last| last.at >= since);
         last.is_some_and(|last| self.tell_success(call, last, findings))
     }
