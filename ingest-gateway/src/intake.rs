@@ -161,14 +161,9 @@ impl Intake {
     /// Adds a trace to the loads of its partition, each of which fits into an envelope.
     fn load(&self, loads: &mut Vec<Load>, index: usize, taken: Taken) {
         let bytes = taken.bytes.len() + ADDED_BYTES;
-        let load = match loads.pop() {
-            Some(load) if load.bytes + bytes <= self.max_envelope_bytes => load,
-            full => {
-                loads.extend(full);
-                Load::default()
-            }
-        };
-        loads.push(load);
+        if loads.last().is_none_or(|load| load.bytes + bytes > self.max_envelope_bytes) {
+            loads.push(Load::default());
+        }
         if let Some(load) = loads.last_mut() {
             load.indexes.push(index);
             load.traces.push(taken);

@@ -253,21 +253,30 @@ impl FirstOfEach {
         traces: Vec<Arrival<'a>>,
     ) -> Result<Vec<Arrival<'a>>, StageError> {
         let is_old = |trace: &Arrival<'_>| trace.started_at < trace.received_at.minus(self.window);
-        let old: Vec<(ClientId, EventId)> =
-            traces.iter().filter(|trace| is_old(trace)).filter_map(Arrival::identity).collect();
+        let (which, old): (Vec<usize>, Vec<(ClientId, EventId)>) = traces
+            .iter()
+            .enumerate()
+            .filter(|(_, trace)| is_old(trace))
+            .filter_map(|(position, trace)| Some((position, trace.identity()?)))
+            .unzip();
         if old.is_empty() {
             return Ok(traces);
         }
-        let mut known = self.store.known(&old).await?.into_iter();
-        Ok(traces.into_iter().filter(|trace| !is_old(trace) || !known.next().unwrap_or(false)).collect())
+        let mut known = vec![false; traces.len()];
+        for (position, answer) in which.into_iter().zip(self.store.known(&old).await?) {
+            known[position] = answer;
+        }
+        Ok(traces.into_iter().zip(known).filter(|(_, known)| !known).map(|(trace, _)| trace).collect())
     }
 
     /// Packs traces, in their order, into envelopes for `traces`.
     fn envelopes(&self, traces: Vec<Arrival<'_>>) -> Vec<Output> {
         let mut outputs = Vec::new();
+        let mut left: usize = traces.iter().map(Arrival::encoded_size).sum();
         let mut rest = traces.into_iter().peekable();
         while rest.peek().is_some() {
-            let (mut bytes, mut envelope) = (0, EnvelopeWriter::with_capacity(self.max_envelope_bytes / 8));
+            let (mut bytes, mut envelope) =
+                (0, EnvelopeWriter::with_capacity(left.min(self.max_envelope_bytes)));
             let fits = |bytes: usize, trace: &Arrival<'_>| {
                 bytes == 0 || bytes + trace.encoded_size() <= self.max_envelope_bytes
             };
@@ -275,6 +284,7 @@ impl FirstOfEach {
                 bytes += next.encoded_size();
                 envelope.keep(&next.bytes, next.place);
             }
+            left -= bytes;
             outputs.push(Output {
                 topic: Topic::Traces,
                 partition: self.partition,

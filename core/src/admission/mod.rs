@@ -1,4 +1,4 @@
-//! What a client sends, turned into a [`Trace`] or into an error that names the field.
+//! What a client sends, admitted as the bytes that travel on, or refused by the name of the field.
 //!
 //! The table of fields and limits is in `docs/api.md`. JSON and protobuf share the checks.
 
@@ -14,7 +14,7 @@ use self::json::Sent;
 use crate::{
     ids::{ClientId, EventId, partition_hash},
     time::Time,
-    trace::{Facts, Malformed, Status, Trace, TraceRef, is_late},
+    trace::{Facts, Malformed, Trace, TraceRef, is_late},
 };
 
 /// The most bytes of `tool`.
@@ -191,7 +191,7 @@ fn check(trace: &TraceRef<'_>, now: Time) -> Result<Facts, Refusal> {
     if trace.tool.chars().any(char::is_control) {
         return refuse("tool", "must not contain control characters");
     }
-    let Some(status) = u32::try_from(trace.status).ok().and_then(Status::of_code) else {
+    let Some(status) = trace.known_status() else {
         return refuse("status", "is required: `ok`, `error` or `denied`");
     };
     let Some(moment) = trace.started_at else {

@@ -134,6 +134,11 @@ impl<'a> TraceRef<'a> {
         Ok((taken.trace, foreign))
     }
 
+    /// The status, where its number stands for one.
+    pub(crate) fn known_status(&self) -> Option<Status> {
+        u32::try_from(self.status).ok().and_then(Status::of_code)
+    }
+
     /// The trace with texts of its own, given what its check found.
     pub(crate) fn with_own_texts(&self, client_id: ClientId, facts: Facts) -> Trace {
         let Facts { event_id, status, started_at, duration_ms } = facts;
@@ -193,12 +198,11 @@ impl<'a> TakenRef<'a> {
     /// What is more than text in it.
     pub fn facts(&self) -> Result<Facts, WireError> {
         let trace = &self.trace;
-        let status = u32::try_from(trace.status).ok().and_then(Status::of_code);
         let duration_ms = trace.duration_ms.and_then(|ms| u32::try_from(ms).ok());
         ClientId::check(trace.client_id).map_err(|_| WireError::Field("client_id"))?;
         Ok(Facts {
             event_id: EventId::parse(trace.event_id).ok_or(WireError::Field("event_id"))?,
-            status: status.ok_or(WireError::Field("status"))?,
+            status: trace.known_status().ok_or(WireError::Field("status"))?,
             started_at: trace.started_at.and_then(Moment::time).ok_or(WireError::Field("started_at"))?,
             duration_ms: duration_ms.ok_or(WireError::Field("duration_ms"))?,
         })

@@ -53,8 +53,11 @@ pub fn clickhouse(port: u16) -> Result<String> {
 /// Made for questions with short answers.
 pub fn clickhouse_query(port: u16, sql: &str) -> Result<String> {
     let mut stream = connect(port)?;
-    // HTTP/1.0, so that the answer comes in one piece and ends with the connection.
-    write!(stream, "POST / HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Length: {}\r\n\r\n{sql}", sql.len())?;
+    // HTTP/1.0, so that the answer comes in one piece and ends with the connection. Written at once, not a piece
+    // a system call.
+    let question =
+        format!("POST / HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Length: {}\r\n\r\n{sql}", sql.len());
+    stream.write_all(question.as_bytes())?;
     let mut answer = Vec::new();
     stream.take(MAX_ANSWER_BYTES as u64).read_to_end(&mut answer).context("no answer")?;
     let answer = String::from_utf8_lossy(&answer);
@@ -75,12 +78,13 @@ fn connect(port: u16) -> Result<TcpStream> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::net::{Shutdown, TcpListener};
     use std::thread;
 
     use super::*;
 
-    /// A server that gives one connection a fixed answer.
+    /// A server that gives one connection a fixed answer, and reads all that the other side writes: to close with
+    /// something unread would be a reset, which may overtake the answer.
     fn answering(answer: &'static [u8]) -> u16 {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -89,6 +93,8 @@ mod tests {
             let mut question = [0; 1024];
             let _ = stream.read(&mut question).unwrap();
             stream.write_all(answer).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            while stream.read(&mut question).is_ok_and(|length| length > 0) {}
         });
         port
     }
