@@ -271,6 +271,8 @@ pub struct GatewayConfig {
     pub max_envelope_bytes: usize,
     /// Appends that may be under way at once in a partition.
     pub appends_in_flight: usize,
+    /// Least time between two appends to a partition; what comes meanwhile goes into the next.
+    pub append_pace_ms: u64,
     /// How long a client may take to send a body.
     pub body_timeout_ms: u64,
     /// How long a request waits for the log before it is answered 503.
@@ -501,6 +503,7 @@ impl Default for Config {
                 queue_traces: 20_000,
                 max_envelope_bytes: 512 << 10,
                 appends_in_flight: 1,
+                append_pace_ms: 2,
                 body_timeout_ms: 30_000,
                 append_timeout_ms: 5_000,
                 mark_timeout_ms: 1_000,

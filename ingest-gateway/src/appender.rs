@@ -11,7 +11,10 @@ use panopticon_core::{
     topic::Topic,
     trace::EnvelopeWriter,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::{Instant, sleep_until},
+};
 use tracing::warn;
 
 use crate::{
@@ -49,6 +52,7 @@ pub(crate) struct Appender {
     pub append_timeout: Duration,
     pub max_envelope_bytes: usize,
     pub in_flight: Arc<Semaphore>,
+    pub pace: Duration,
 }
 
 impl Appender {
@@ -66,14 +70,16 @@ impl Appender {
             append_timeout: Duration::from_millis(limits.append_timeout_ms),
             max_envelope_bytes: limits.max_envelope_bytes,
             in_flight: Arc::new(Semaphore::new(limits.appends_in_flight)),
+            pace: Duration::from_millis(limits.append_pace_ms),
         }
     }
 
-    /// Runs until the queue is closed. While all appends that may be under way are, requests gather: the
-    /// busier the log, the larger the envelopes.
+    /// Runs until the queue is closed. While all appends that may be under way are, and until the pace
+    /// of the last one has passed, requests gather: the busier the gateway, the larger the envelopes.
     pub async fn run(self, mut queue: mpsc::UnboundedReceiver<Parcel>) {
         let appender = Arc::new(self);
         let mut held: Option<Parcel> = None;
+        let mut next = Instant::now();
         loop {
             let first = match held.take() {
                 Some(parcel) => parcel,
@@ -83,6 +89,8 @@ impl Appender {
                 },
             };
             let Ok(permit) = appender.in_flight.clone().acquire_owned().await else { return };
+            sleep_until(next).await;
+            next = Instant::now() + appender.pace;
             let mut bytes = first.bytes;
             let mut parcels = vec![first];
             while let Ok(parcel) = queue.try_recv() {
@@ -110,7 +118,7 @@ impl Appender {
             keys.push(trace.key);
         }
         metrics::histogram!("panopticon_gateway_envelope_traces").record(keys.len() as f64);
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         let record = Record::message(envelope.finish());
         let appended = tokio::time::timeout(
             self.append_timeout,
