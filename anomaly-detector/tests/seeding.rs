@@ -67,7 +67,7 @@ async fn put_history(engine: &Embedded, user: &str, from: u64) {
     let log_id = engine.log.topic(Topic::Traces).await.unwrap().log_id;
     let to = from + rows.len() as u64;
     let range = BatchRange { topic: Topic::Traces, log_id, partition: 0, from, to };
-    engine.store.insert(range, Rows::Traces(rows), Attempt::First).await.unwrap();
+    engine.store.insert(range, Rows::of_traces(rows), Attempt::First).await.unwrap();
 }
 
 async fn append(log: &dyn EventLog, accepted: AcceptedTrace) {

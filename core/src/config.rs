@@ -332,6 +332,8 @@ pub struct StoreConfig {
     pub batch_bytes: usize,
     /// or after this time.
     pub batch_ms: u64,
+    /// Batches of one table that are inserted at once by a process.
+    pub inserts_in_flight: usize,
 }
 
 /// How long things are kept.
@@ -527,7 +529,12 @@ impl Default for Config {
                 stuck_after_ms: 30_000,
                 max_entities: 1_000_000,
             },
-            store: StoreConfig { batch_rows: 50_000, batch_bytes: 16 << 20, batch_ms: 100 },
+            store: StoreConfig {
+                batch_rows: 50_000,
+                batch_bytes: 16 << 20,
+                batch_ms: 100,
+                inserts_in_flight: 2,
+            },
             retention: RetentionConfig {
                 raw_days: 90,
                 log_hours: 7 * 24,
@@ -629,6 +636,7 @@ impl Config {
             ("gateway.max_batch_traces", self.gateway.max_batch_traces as u64),
             ("gateway.queue_traces", self.gateway.queue_traces as u64),
             ("gateway.appends_in_flight", self.gateway.appends_in_flight as u64),
+            ("store.inserts_in_flight", self.store.inserts_in_flight as u64),
             ("gateway.stream_window", self.gateway.stream_window as u64),
             ("stages.batch_records", self.stages.batch_records as u64),
             ("stages.queue_records", self.stages.queue_records as u64),

@@ -12,7 +12,7 @@ use crate::{
     ids::{ClientId, EventId, LogId},
     time::Time,
     topic::Topic,
-    trace::{AcceptedTrace, Status},
+    trace::{AcceptedTrace, Status, TakenBytes},
 };
 
 /// Which records of a log a batch holds: the identity of the batch, the same after every crash.
@@ -41,11 +41,19 @@ pub struct Row<T> {
     pub value: T,
 }
 
+impl<T> Row<T> {
+    /// The same row as something else.
+    pub fn try_map<U, E>(self, as_other: impl FnOnce(T) -> Result<U, E>) -> Result<Row<U>, E> {
+        let Self { offset, index, value } = self;
+        Ok(Row { offset, index, value: as_other(value)? })
+    }
+}
+
 /// The rows of a batch, all from one topic, in the order of (offset, index).
 #[derive(Debug, Clone, PartialEq)]
 pub enum Rows {
     /// From `traces`.
-    Traces(Vec<Row<AcceptedTrace>>),
+    Traces(Vec<Row<TakenBytes>>),
     /// From `detections`.
     Detections(Vec<Row<Detection>>),
     /// From `guard-actions`.
@@ -57,6 +65,12 @@ pub enum Rows {
 }
 
 impl Rows {
+    /// Rows of traces that are in no envelope.
+    pub fn of_traces(rows: Vec<Row<AcceptedTrace>>) -> Self {
+        let kept = |Row { offset, index, value }| Row { offset, index, value: TakenBytes::from(&value) };
+        Self::Traces(rows.into_iter().map(kept).collect())
+    }
+
     /// How many rows.
     pub fn len(&self) -> usize {
         match self {

@@ -6,7 +6,7 @@ use panopticon_core::{
     store::{Row, Rows},
     time::Time,
     topic::Topic,
-    trace::{WireError, decode_envelope},
+    trace::{TakenBytes, WireError},
 };
 use prost::Message;
 use tokio::time::Instant;
@@ -94,7 +94,8 @@ impl Batch {
         let bytes = stored.record.bytes();
         match &mut self.rows {
             Rows::Traces(rows) => {
-                let envelope = decode_envelope(bytes)?;
+                let envelope =
+                    stored.record.payload.as_ref().map_or(Ok(Vec::new()), TakenBytes::of_envelope)?;
                 rows.extend((0..).zip(envelope).map(|(index, value)| Row { offset, index, value }));
             }
             Rows::Detections(rows) => rows.push(row(offset, bytes)?),

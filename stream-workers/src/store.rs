@@ -11,14 +11,14 @@ use async_trait::async_trait;
 use panopticon_core::{
     config::StoreConfig,
     ids::LogId,
-    log::{Commit, Lease, Output, Poll},
+    log::{Commit, Lease, Output, Poll, PollLimits},
     stage::{PartitionContext, Stage, StageError, dead_letter_row},
     store::{Attempt, BatchRange, RefusedRow, Rows, StoreError, TraceStore},
     time::{SharedClock, Time},
     topic::Topic,
     trace::encode_envelope,
 };
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 use tracing::info;
 
 use crate::batch::{Batch, Table};
@@ -28,9 +28,13 @@ pub struct Store {
     table: Table,
     store: Arc<dyn TraceStore>,
     limits: StoreConfig,
+    /// Bounds what lies in memory as rows to send, whatever the number of partitions.
+    inserts: Arc<Semaphore>,
 }
 
 const READ_BYTES: usize = 4 << 20;
+/// Most bytes of one poll: by no more does a batch outgrow its limits.
+const POLL_BYTES: usize = 1 << 20;
 /// How long a poll waits; the batch's own age decides when it ends.
 const POLL_WAIT: Duration = Duration::from_millis(500);
 
@@ -46,7 +50,7 @@ fn parse_intent(metadata: &str) -> Option<u64> {
 /// When the trace came in that has waited longest.
 fn oldest_trace(rows: &Rows) -> Option<Time> {
     match rows {
-        Rows::Traces(traces) => traces.iter().map(|row| row.value.received_at).min(),
+        Rows::Traces(traces) => traces.iter().map(|row| row.value.received_at()).min(),
         _ => None,
     }
 }
@@ -56,15 +60,17 @@ type Insert = Pin<Box<dyn Future<Output = Result<Vec<RefusedRow>, StoreError>> +
 impl Store {
     /// A stage for `table`.
     pub fn new(table: Table, store: Arc<dyn TraceStore>, limits: StoreConfig) -> Self {
-        Self { table, store, limits }
+        let inserts = Arc::new(Semaphore::new(limits.inserts_in_flight.max(1)));
+        Self { table, store, limits, inserts }
     }
 
     fn insert(&self, range: BatchRange, rows: Rows, attempt: Attempt, clock: SharedClock) -> Insert {
-        let store = self.store.clone();
+        let (store, inserts) = (self.store.clone(), self.inserts.clone());
         Box::pin(async move {
             if rows.is_empty() {
                 return Ok(Vec::new());
             }
+            let _turn = inserts.acquire().await;
             let (count, began) = (rows.len(), Instant::now());
             let oldest = oldest_trace(&rows);
             let refused = store.insert(range, rows, attempt).await?;
@@ -83,6 +89,18 @@ impl Store {
     /// Whether the batch has reached a limit.
     fn is_full(&self, batch: &Batch) -> bool {
         batch.rows.len() >= self.limits.batch_rows || batch.bytes >= self.limits.batch_bytes
+    }
+
+    fn poll_limits(&self, context: &PartitionContext) -> PollLimits {
+        let limits = context.poll_limits(POLL_WAIT);
+        PollLimits { bytes: limits.bytes.min(POLL_BYTES), ..limits }
+    }
+
+    /// Whether a batch takes more. While another is under way a part is enough: the rest is gathered in a
+    /// moment, and would only lie in memory.
+    fn takes_more(&self, batch: &Batch, waits: bool) -> bool {
+        let part = if waits { 8 } else { 1 };
+        batch.rows.len() < self.limits.batch_rows / part && batch.bytes < self.limits.batch_bytes / part
     }
 
     /// When the batch ends if it does not fill up before, given when the last insert began.
@@ -161,7 +179,7 @@ impl Stage for Store {
                     lease.commit(Commit { outputs, next: Some(position), metadata }).await?;
                     context.finished(batch.records.len());
                 }
-                polled = lease.poll(context.poll_limits(POLL_WAIT)), if !leaving && !self.is_full(&gathering) => {
+                polled = lease.poll(self.poll_limits(context)), if !leaving && self.takes_more(&gathering, inserting.is_some()) => {
                     match polled? {
                         Poll::Records(records) => {
                             if !records.is_empty() || (gathering.is_empty() && inserting.is_none()) {

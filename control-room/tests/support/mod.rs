@@ -321,7 +321,7 @@ fn rows_of(topic: Topic, records: &[panopticon_core::log::Stored]) -> Rows {
                     value,
                 }));
             }
-            Rows::Traces(rows)
+            Rows::of_traces(rows)
         }
     }
 }

@@ -77,7 +77,7 @@ pub fn entries(envelope: &[u8]) -> Result<Vec<Cow<'_, [u8]>>, WireError> {
 
 impl AcceptedTrace {
     /// The bytes that [`TakenRef::read`] reads.
-    fn to_bytes(&self) -> Vec<u8> {
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
         let mut id = [0; 36];
         let trace = &self.trace;
         let sent = TraceRef {

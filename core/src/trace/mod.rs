@@ -1,6 +1,7 @@
 //! A trace: one call of one tool by an agent, checked.
 
 mod envelope;
+mod taken;
 mod wire;
 
 use std::{collections::BTreeMap, fmt};
@@ -11,6 +12,7 @@ use uuid::Uuid;
 
 pub use self::{
     envelope::{EnvelopeWriter, decode_envelope, encode_envelope, entries},
+    taken::TakenBytes,
     wire::{Facts, Malformed, Moment, TakenRef, TraceRef},
 };
 use crate::{

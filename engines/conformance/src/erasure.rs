@@ -118,7 +118,7 @@ pub async fn a_batch_under_way_is_left_alone_by_an_erasure<E: EngineUnderTest>(e
     assert_eq!(usage(&ports, "app").await, before);
 
     let range = ports.range(Topic::Traces, 0, old.len() as u64, TRACES as u64).await;
-    let again = Rows::Traces(rows(new, old.len() as u64, 1));
+    let again = Rows::of_traces(rows(new, old.len() as u64, 1));
     ports.store.insert(range, again, Attempt::Again).await.unwrap();
     assert_eq!(timeline(&ports, "app", Some("user_1")).await.len() as u64, OF_PERSON / 2);
     assert_eq!(usage(&ports, "app").await, before);

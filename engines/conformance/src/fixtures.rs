@@ -202,7 +202,7 @@ pub(crate) async fn put_traces(ports: &Ports, from: u64, traces: &[AcceptedTrace
     let range = ports.range(Topic::Traces, 0, from, from + traces.len() as u64).await;
     let refused = ports
         .store
-        .insert(range, Rows::Traces(rows(traces, from, 1)), panopticon_core::store::Attempt::First)
+        .insert(range, Rows::of_traces(rows(traces, from, 1)), panopticon_core::store::Attempt::First)
         .await
         .unwrap();
     assert_eq!(refused, []);

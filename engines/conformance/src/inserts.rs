@@ -36,7 +36,7 @@ pub async fn a_batch_is_in_once_however_often_it_is_sent<E: EngineUnderTest>(eng
     let (first, second) = (hundred(&ports, 0), hundred(&ports, 100));
     let insert = async |traces: &[AcceptedTrace], from, attempt| {
         let range = ports.range(Topic::Traces, 0, from, from + 10).await;
-        ports.store.insert(range, Rows::Traces(rows(traces, from, 10)), attempt).await.unwrap();
+        ports.store.insert(range, Rows::of_traces(rows(traces, from, 10)), attempt).await.unwrap();
     };
     insert(&first, 5, Attempt::First).await;
     insert(&first, 5, Attempt::Again).await;
@@ -56,7 +56,7 @@ pub async fn a_batch_is_in_once_even_after_a_reopen<E: EngineUnderTest>(engine: 
     let ports = engine.ports();
     let traces = hundred(&ports, 0);
     let range = ports.range(Topic::Traces, 1, 0, 100).await;
-    let batch = Rows::Traces(rows(&traces, 0, 1));
+    let batch = Rows::of_traces(rows(&traces, 0, 1));
     ports.store.insert(range, batch.clone(), Attempt::First).await.unwrap();
     drop(ports);
     let engine = engine.reopen().await;
@@ -72,7 +72,7 @@ pub async fn batches_of_several_partitions_do_not_mix<E: EngineUnderTest>(engine
     for partition in 0..2 {
         let traces = hundred(&ports, u128::from(partition) * 100);
         let range = ports.range(Topic::Traces, partition, 0, 100).await;
-        ports.store.insert(range, Rows::Traces(rows(&traces, 0, 1)), Attempt::First).await.unwrap();
+        ports.store.insert(range, Rows::of_traces(rows(&traces, 0, 1)), Attempt::First).await.unwrap();
     }
     assert_eq!(all(&ports, "app").await.len(), 200);
 }

@@ -104,7 +104,7 @@ async fn store(engine: Arc<Embedded>, mut lease: Box<dyn Lease>, until: usize) -
             rows.extend(traces.into_iter().zip(0..).map(row));
         }
         let range = BatchRange { topic: Topic::Traces, log_id, partition, from, to };
-        engine.store.insert(range, Rows::Traces(rows), Attempt::First).await?;
+        engine.store.insert(range, Rows::of_traces(rows), Attempt::First).await?;
         lease.commit(Commit { next: Some(to), ..Commit::default() }).await?;
     }
     Ok(())

@@ -67,7 +67,7 @@ async fn simple_sql_works_and_times_and_ids_are_readable() {
     let engine = Embedded::open(&config, Arc::new(SystemClock)).unwrap();
     let at = Time::parse_rfc3339("2026-06-30T12:16:00Z").unwrap().micros();
     let traces = [trace(1, Status::Ok), trace(2, Status::Error), trace(3, Status::Denied)];
-    insert(&engine, Topic::Traces, &traces, Rows::Traces).await;
+    insert(&engine, Topic::Traces, &traces, Rows::of_traces).await;
     let found = Detection {
         detection_id: "d".to_owned(),
         client_id: "x".to_owned(),
@@ -143,7 +143,7 @@ async fn an_erased_person_is_a_pseudonym_in_the_aggregates() {
     let config = Config { data_dir: directory.path().to_owned(), ..Config::default() };
     let engine = Embedded::open(&config, Arc::new(SystemClock)).unwrap();
     let traces = [trace(1, Status::Ok), trace(2, Status::Error), trace(2, Status::Denied)];
-    insert(&engine, Topic::Traces, &traces, Rows::Traces).await;
+    insert(&engine, Topic::Traces, &traces, Rows::of_traces).await;
     let erasure = Erasure {
         client_id: ClientId::new("x").unwrap(),
         user_sub: "user_2".to_owned(),

@@ -85,7 +85,7 @@ async fn raw_rows_are_deleted_after_90_days_and_what_was_counted_stays() {
     };
     let put_traces = async |from: u64, count: u64| {
         let rows = (from..from + count).map(|n| Row { offset: n, index: 0, value: trace(n, clock.now()) });
-        put(Topic::Traces, from, count, Rows::Traces(rows.collect())).await;
+        put(Topic::Traces, from, count, Rows::of_traces(rows.collect())).await;
     };
     put_traces(0, 2_500).await;
     let delivery = Delivery { created_at: clock.now().micros(), body: "{}".into(), ..Delivery::default() };

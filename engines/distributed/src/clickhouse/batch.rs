@@ -1,14 +1,14 @@
 //! A batch in the form in which it is sent: the rows of one table in RowBinary, and where each begins.
 //! It is kept until its outcome is known.
 
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
 use bytes::Bytes;
 use panopticon_core::{
     proto::log::{AuditEntry, Delivery, Detection, GuardAction},
     store::{BatchRange, RefusedRow, Row, Rows},
     time::Time,
-    trace::{AcceptedTrace, Status},
+    trace::{Status, TakenBytes, TakenRef},
 };
 use uuid::Uuid;
 
@@ -175,23 +175,26 @@ fn keepable(name: &str, micros: i64) -> Result<i64, String> {
 }
 
 /// Dates of a trace are its partition, its bucket and its retention.
-fn trace(row: &AcceptedTrace, out: &mut Writer) -> Result<i64, String> {
-    let AcceptedTrace { trace, received_at, late, place: _ } = row;
-    out.uuid(&trace.event_id.0)
-        .text(trace.client_id.as_str())
-        .text(&trace.user_sub)
-        .text(&trace.tool)
-        .text(&trace.scope_used)
-        .u8(status_code(trace.status))
-        .i64(keepable("started_at", trace.started_at.micros())?)
-        .u32(trace.duration_ms)
-        .text(&trace.session_id)
-        .text(&trace.agent)
-        .text(&trace.source_ip)
-        .text(&trace.error_code)
-        .map(trace.attributes.iter())
+fn trace(row: &TakenBytes, out: &mut Writer) -> Result<i64, String> {
+    let (TakenRef { trace, received_at, late, place: _ }, facts) =
+        row.read().map_err(|error| error.to_string())?;
+    // Of a key that came twice the last one counts.
+    let attributes: BTreeMap<&str, &str> = trace.attributes.into_iter().collect();
+    out.uuid(&facts.event_id.0)
+        .text(trace.client_id)
+        .text(trace.user_sub)
+        .text(trace.tool)
+        .text(trace.scope_used)
+        .u8(status_code(facts.status))
+        .i64(keepable("started_at", facts.started_at.micros())?)
+        .u32(facts.duration_ms)
+        .text(trace.session_id)
+        .text(trace.agent)
+        .text(trace.source_ip)
+        .text(trace.error_code)
+        .map(attributes.into_iter())
         .i64(keepable("received_at", received_at.micros())?)
-        .bool(*late);
+        .bool(late);
     Ok(received_at.micros())
 }
 

@@ -141,14 +141,22 @@ impl TraceStore for ClickhouseStore {
         // From here on, whatever stops this call leaves the outcome unknown.
         self.doubt(range);
         let refused_rows = if doubtful {
-            let traces = match &rows {
-                Rows::Traces(traces) => traces.as_slice(),
-                _ => &[],
+            let traces = match rows {
+                Rows::Traces(traces) => traces
+                    .into_iter()
+                    .map(|row| row.try_map(|trace| trace.to_owned()))
+                    .collect::<Result<Vec<_>, _>>()
+                    .map_err(|error| StoreError::Broken(error.to_string()))?,
+                _ => Vec::new(),
             };
             cluster::catch_up(&self.server, batch.table).await?;
             let (server, batch, range) = (&self.server, &batch, &range);
-            Unsettled { server, range, batch, traces, expired_before: self.raw_from() }.settle().await?
+            Unsettled { server, range, batch, traces: &traces, expired_before: self.raw_from() }
+                .settle()
+                .await?
         } else {
+            // Only the bytes to send are needed from here on.
+            drop(rows);
             let names = Names::new(&self.server, &range);
             insert::send(&self.server, &batch, &names.token("")).await?
         };

@@ -68,13 +68,10 @@ impl Writer {
     }
 
     /// A Map of strings.
-    pub(super) fn map<'a>(
-        &mut self,
-        entries: impl ExactSizeIterator<Item = (&'a String, &'a String)>,
-    ) -> &mut Self {
+    pub(super) fn map<T: AsRef<str>>(&mut self, entries: impl ExactSizeIterator<Item = (T, T)>) -> &mut Self {
         self.length(entries.len());
         for (key, value) in entries {
-            self.text(key).text(value);
+            self.text(key.as_ref()).text(value.as_ref());
         }
         self
     }

@@ -33,6 +33,10 @@ const PRODUCER_QUEUE_KBYTES: u64 = 128 << 10;
 /// What a consumer fetches ahead.
 const FETCH_AHEAD_RECORDS: u64 = 1_000;
 const FETCH_AHEAD_KBYTES: u64 = 4 << 10;
+/// The same of a member, for each partition: as much as it works off while the next answer is on its way.
+const MEMBER_AHEAD_KBYTES: u64 = 1 << 10;
+/// What one answer brings of a partition, compressed; a record that is larger comes alone.
+const PARTITION_FETCH_BYTES: u64 = 256 << 10;
 /// How long the broker holds a fetch that has nothing to bring. A partition that is added or moved waits
 /// for the fetch under way, so it is short; every quiet consumer asks that often, so it is not shorter.
 const FETCH_WAIT_MS: u64 = 250;
@@ -70,8 +74,8 @@ const RESERVED: &[&str] = &[
 /// Makes clients.
 pub(super) struct Clients {
     pub(super) kafka: KafkaConfig,
-    /// How much of a partition waits in memory for its lease.
-    queue: (usize, usize),
+    /// How many records of a partition wait in memory for its lease.
+    queue_records: usize,
     pub(super) keeper: Keeper,
 }
 
@@ -86,9 +90,9 @@ impl Clients {
             return Err(OpenError::Prefix(kafka.topic_prefix));
         }
         security::check(&kafka)?;
-        let queue = (config.stages.queue_records.max(1), config.stages.batch_bytes);
+        let queue_records = config.stages.queue_records.max(1);
         let keeper = Keeper::start().map_err(|error| OpenError::Setting(error.to_string()))?;
-        Ok(Self { kafka, queue, keeper })
+        Ok(Self { kafka, queue_records, keeper })
     }
 
     /// The name of a topic on the brokers.
@@ -199,13 +203,13 @@ impl Clients {
     /// A member of the group of `stage`.
     pub(super) fn member(&self, stage: &str) -> ClientConfig {
         let session = self.kafka.session_timeout_ms.max(1_000);
-        let (records, bytes) = self.queue;
         let mut settings = self.consumer(stage, &self.id(stage));
         settings
             .set("partition.assignment.strategy", "cooperative-sticky")
             // For each partition, since each has a queue of its own.
-            .set("queued.min.messages", records.to_string())
-            .set("queued.max.messages.kbytes", (bytes >> 10).max(1).to_string())
+            .set("queued.min.messages", self.queue_records.to_string())
+            .set("queued.max.messages.kbytes", MEMBER_AHEAD_KBYTES.to_string())
+            .set("max.partition.fetch.bytes", PARTITION_FETCH_BYTES.to_string())
             .set("session.timeout.ms", session.to_string())
             // Members learn of a rebalance by their heartbeat.
             .set("heartbeat.interval.ms", (session / 20).clamp(100, 3_000).to_string())

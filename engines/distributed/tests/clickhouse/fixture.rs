@@ -84,7 +84,7 @@ impl Fixture {
     ) -> Result<Vec<RefusedRow>, StoreError> {
         let to = rows.last().unwrap().offset + 1;
         let range = self.range(Topic::Traces, partition, from, to);
-        self.store.insert(range, Rows::Traces(rows.to_vec()), attempt).await
+        self.store.insert(range, Rows::of_traces(rows.to_vec()), attempt).await
     }
 
     pub async fn sql(&self, statement: &str) {

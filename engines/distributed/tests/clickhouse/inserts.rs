@@ -170,9 +170,9 @@ async fn an_unreachable_server_is_unavailable_and_the_batch_settles_later() {
     let impatient = ClickhouseStore::connect(&config, f.clock.clone()).await.unwrap();
     let range = f.range(Topic::Traces, 0, 0, 10);
     let big = rows(0, 30_000, now());
-    let outcome = impatient.insert(range, Rows::Traces(big), Attempt::First).await;
+    let outcome = impatient.insert(range, Rows::of_traces(big), Attempt::First).await;
     assert!(matches!(outcome, Err(StoreError::Unavailable(_))), "{outcome:?}");
     // Not told that it is again, this process remembers.
-    let outcome = f.store.insert(range, Rows::Traces(batch.clone()), Attempt::Again).await;
+    let outcome = f.store.insert(range, Rows::of_traces(batch.clone()), Attempt::Again).await;
     assert!(outcome.is_ok(), "{outcome:?}");
 }

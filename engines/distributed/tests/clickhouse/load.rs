@@ -69,7 +69,7 @@ async fn measure() {
     let (start, before) = (Instant::now(), cpu());
     for (n, batch) in (0..).zip(batches) {
         let range = f.range(Topic::Traces, 0, n * 20_000, (n + 1) * 20_000);
-        f.store.insert(range, Rows::Traces(batch), Attempt::First).await.unwrap();
+        f.store.insert(range, Rows::of_traces(batch), Attempt::First).await.unwrap();
     }
     let took = start.elapsed().as_secs_f64();
     println!("1,000,000 rows: {:.0} rows/s, {:.2} CPU s of the writer", 1e6 / took, cpu() - before);

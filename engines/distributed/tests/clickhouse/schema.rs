@@ -41,8 +41,9 @@ async fn a_store_that_makes_its_tables_at_the_first_insert_starts_without_the_se
     let url = std::mem::replace(&mut config.clickhouse.url, "http://127.0.0.1:9".to_owned());
     let rows = rows(0, 3, now());
     let range = BatchRange { topic: Topic::Traces, log_id: LogId(1), partition: 0, from: 0, to: 1 };
-    let insert =
-        async |store: &ClickhouseStore| store.insert(range, Rows::Traces(rows.clone()), Attempt::First).await;
+    let insert = async |store: &ClickhouseStore| {
+        store.insert(range, Rows::of_traces(rows.clone()), Attempt::First).await
+    };
     let away = ClickhouseStore::later_with_tables(&config, Arc::new(SystemClock)).unwrap();
     assert!(matches!(insert(&away).await, Err(StoreError::Unavailable(_))));
     config.clickhouse.url = url;

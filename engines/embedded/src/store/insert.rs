@@ -3,7 +3,10 @@
 
 use std::{ops::Range, sync::Arc};
 
-use panopticon_core::store::{BatchRange, Row, Rows};
+use panopticon_core::{
+    store::{BatchRange, Row, Rows},
+    trace::TakenBytes,
+};
 use rusqlite::{OptionalExtension as _, params};
 
 use super::{event_rows, trace_ids::TraceIds, trace_rows};
@@ -28,33 +31,38 @@ pub(super) async fn insert(
             let ids = Arc::clone(ids);
             let put =
                 move |tx: &mut Tx<'_>, partition, rows: &[_]| trace_rows::put(tx, &ids, partition, rows);
-            insert_rows(core, range, rows, put).await
+            let read = |trace: TakenBytes| trace.to_owned().map_err(|error| Fault::Broken(error.to_string()));
+            insert_rows(core, range, rows, read, put).await
         }
-        Rows::Detections(rows) => insert_rows(core, range, rows, event_rows::put_detections).await,
-        Rows::GuardActions(rows) => insert_rows(core, range, rows, event_rows::put_actions).await,
-        Rows::Deliveries(rows) => insert_rows(core, range, rows, event_rows::put_deliveries).await,
-        Rows::Audit(rows) => insert_rows(core, range, rows, event_rows::put_audit).await,
+        Rows::Detections(rows) => insert_rows(core, range, rows, Ok, event_rows::put_detections).await,
+        Rows::GuardActions(rows) => insert_rows(core, range, rows, Ok, event_rows::put_actions).await,
+        Rows::Deliveries(rows) => insert_rows(core, range, rows, Ok, event_rows::put_deliveries).await,
+        Rows::Audit(rows) => insert_rows(core, range, rows, Ok, event_rows::put_audit).await,
     }
 }
 
-async fn insert_rows<T>(
+/// Each row is read just before its part goes in.
+async fn insert_rows<T, U>(
     core: &Arc<Core>,
     range: BatchRange,
     rows: Vec<Row<T>>,
-    put: impl FnMut(&mut Tx<'_>, u32, &[Row<T>]) -> Result<(), Fault> + Clone + Send + 'static,
+    read: impl Fn(T) -> Result<U, Fault>,
+    put: impl FnMut(&mut Tx<'_>, u32, &[Row<U>]) -> Result<(), Fault> + Clone + Send + 'static,
 ) -> Result<(), Fault>
 where
-    T: Send + Sync + 'static,
+    U: Send + 'static,
 {
-    let rows = Arc::new(rows);
-    for (part, to) in parts(&rows, range.to) {
-        let (rows, mut put) = (Arc::clone(&rows), put.clone());
+    let parts = parts(&rows, range.to);
+    let mut left = rows.into_iter();
+    for (part, to) in parts {
+        let rows: Vec<Row<U>> =
+            left.by_ref().take(part.len()).map(|row| row.try_map(&read)).collect::<Result<_, _>>()?;
+        let mut put = put.clone();
         let job = core.writer.run(Durability::Lazy, move |tx| {
             let next = progress(tx, &range)?;
             if next >= to {
                 return Ok(());
             }
-            let rows = &rows[part.clone()];
             let new = &rows[rows.partition_point(|row| row.offset < next)..];
             put(tx, range.partition, new)?;
             set_progress(tx, &range, to)
