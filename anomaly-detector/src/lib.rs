@@ -22,7 +22,7 @@ use std::{sync::Arc, time::Duration};
 use panopticon_core::{
     config::StagesConfig,
     stage::{RuleStage, Seeds, Stage},
-    store::TraceStore,
+    store::{TraceStore, Whose},
     topic::Topic,
 };
 
@@ -57,8 +57,8 @@ pub fn app_rules(max_entities: usize, settings: &SettingsOf) -> AppsRule {
 }
 
 /// The stages of the detector. `partitions` is into how many the topics `traces` and `denials` are cut:
-/// each gets its share of `limits.max_entities`. Where there is no checkpoint, the rules over users begin with
-/// what `history` knows of them.
+/// each gets its share of `limits.max_entities`. Where there is no checkpoint, the rules over users and over tools
+/// begin with what `history` knows of them.
 pub fn stages(
     limits: &StagesConfig,
     partitions: u32,
@@ -67,14 +67,20 @@ pub fn stages(
 ) -> Vec<Arc<dyn Stage>> {
     let max_entities = (limits.max_entities / partitions.max(1) as usize).max(1);
     let patience = Duration::from_millis(limits.seeding_ms);
-    let seeds = history.map(|store| Seeds { store, patience });
+    let seeds = |whose| history.clone().map(|store| Seeds { store, whose, patience });
     let (for_traces, for_sources, for_apps) = (settings.clone(), settings.clone(), settings.clone());
     let by_trace = move || rules(max_entities, &for_traces).0;
     let by_source = move || rules(max_entities, &for_sources).1;
     let by_app = move || app_rules(max_entities, &for_apps);
     vec![
-        Arc::new(RuleStage::new(DETECTOR, Topic::Traces, Topic::DetectorState, by_trace).seeded(seeds)),
+        Arc::new(
+            RuleStage::new(DETECTOR, Topic::Traces, Topic::DetectorState, by_trace)
+                .seeded(seeds(Whose::Users)),
+        ),
         Arc::new(RuleStage::new(DETECTOR_SOURCES, Topic::Denials, Topic::DetectorState, by_source)),
-        Arc::new(RuleStage::new(DETECTOR_APPS, Topic::Rollups, Topic::DetectorState, by_app)),
+        Arc::new(
+            RuleStage::new(DETECTOR_APPS, Topic::Rollups, Topic::DetectorState, by_app)
+                .seeded(seeds(Whose::Tools)),
+        ),
     ]
 }

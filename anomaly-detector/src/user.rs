@@ -113,13 +113,12 @@ impl User {
         burst || failed_auth || off_hour
     }
 
-    /// Takes in that the user was active: as late calls do, this feeds what is usual and nothing else. The
-    /// rule `burst` learns nothing from it: a quarter of an hour does not say what its seconds were.
+    /// Takes in that the user was active: as late calls do, this feeds what is usual and nothing else.
     fn learn(&mut self, activity: &Activity) {
         let call = Call {
             event_id: EventId(uuid::Uuid::nil()),
             app: &activity.client_id,
-            user: &activity.user_sub,
+            user: &activity.name,
             tool: "",
             source_ip: "",
             error_code: "",
@@ -131,6 +130,7 @@ impl User {
             settings: &Settings::default(),
         };
         let mut nothing = Findings::default();
+        self.burst.learn(activity);
         self.failed_auth.observe(&call, &mut nothing);
         self.off_hour.observe(&call, &mut nothing);
     }
@@ -227,7 +227,7 @@ impl Part<AcceptedTrace> for Users {
 
     fn learn(&mut self, activity: &Activity) {
         // As a replay from the beginning: a user of whom something is committed stays as committed.
-        let Some(slot) = self.users.take_up([&activity.client_id, &activity.user_sub], 0, true) else {
+        let Some(slot) = self.users.take_up([&activity.client_id, &activity.name], 0, true) else {
             return;
         };
         self.users[slot].learn(activity);

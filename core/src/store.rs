@@ -196,13 +196,22 @@ pub type Parts<T> = BoxStream<'static, Result<Vec<T>, StoreError>>;
 /// The most rows of one part.
 pub const PART_ROWS: usize = 5_000;
 
-/// What the aggregates say of a user of an app in a quarter of an hour.
+/// Whose activity is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// That of each user of an app; calls without a user are those of one.
+    Users,
+    /// That of each tool of an app, whoever called it.
+    Tools,
+}
+
+/// What the aggregates say of a user or a tool of an app in a quarter of an hour.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Activity {
     /// The app.
     pub client_id: String,
-    /// Whose data; never empty.
-    pub user_sub: String,
+    /// The user or the tool.
+    pub name: String,
     /// When the quarter began.
     pub since: Time,
     /// Traces that began in it.
@@ -241,9 +250,9 @@ pub trait TraceStore: Send + Sync + 'static {
     /// so what is held does not grow with what there is. Never shows a row past its time.
     fn arrivals(&self, client_id: &ClientId, since: Time, until: Time) -> Parts<AcceptedTrace>;
 
-    /// What the aggregates hold of the users of all apps, in the quarters of an hour that began at `since`
-    /// or later and had ended by `until`; a user's in the order of time.
-    fn activity(&self, since: Time, until: Time) -> Parts<Activity>;
+    /// What the aggregates hold of the users or the tools of all apps, in the quarters of an hour that began
+    /// at `since` or later and had ended by `until`; a user's or a tool's in the order of time.
+    fn activity(&self, whose: Whose, since: Time, until: Time) -> Parts<Activity>;
 
     /// The traces with this event id, of whichever app.
     async fn find(&self, event_id: EventId) -> Result<Vec<AcceptedTrace>, StoreError>;

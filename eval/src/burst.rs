@@ -5,6 +5,8 @@
 //! it has passed three times its highest minute of all the data. A burst counts as found when a detection
 //! is decided between its first call and one second after the call that took it past that.
 
+mod seeded;
+
 use std::{collections::BTreeMap, io::Read as _, path::Path};
 
 use anyhow::Context as _;
@@ -27,6 +29,7 @@ pub fn measure(data: &Path) -> anyhow::Result<Vec<Line>> {
     let llm = llm(data)?;
     let mut lines = false_alarms(&activity, &llm);
     lines.extend(recall(&activity, &llm));
+    lines.extend(seeded::measure(&activity, &llm));
     Ok(lines)
 }
 

@@ -2,6 +2,7 @@
 
 use panopticon_core::{
     stage::{Entities, Entity, FEW_FROM_SOURCE, Findings},
+    store::Activity,
     time::Time,
     trace::WireError,
 };
@@ -60,6 +61,13 @@ impl Part<Rollup> for ToolBursts {
         if tool.0.observe(&seen, findings) {
             self.tools.write_soon(slot);
         }
+        self.tools.watch(slot);
+    }
+
+    fn learn(&mut self, activity: &Activity) {
+        // As a replay from the beginning: a tool of which something is committed stays as committed.
+        let Some(slot) = self.tools.take_up([&activity.client_id, &activity.name], 0, true) else { return };
+        self.tools[slot].0.learn(activity);
         self.tools.watch(slot);
     }
 

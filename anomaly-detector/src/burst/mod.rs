@@ -15,7 +15,7 @@ pub mod pace;
 pub mod rhythm;
 mod spell;
 
-use panopticon_core::{stage::Findings, time::Time, trace::WireError};
+use panopticon_core::{stage::Findings, store::Activity, time::Time, trace::WireError};
 
 pub use self::spell::Burst;
 use self::spell::Seen;
@@ -24,6 +24,13 @@ use crate::user::{Call, UserRule};
 /// The rule for one app × user.
 #[derive(Debug, Default)]
 pub struct UserBurst(Burst);
+
+impl UserBurst {
+    /// See [`Burst::learn`].
+    pub(crate) fn learn(&mut self, activity: &Activity) {
+        self.0.learn(activity);
+    }
+}
 
 impl UserRule for UserBurst {
     fn observe(&mut self, call: &Call<'_>, findings: &mut Findings) -> bool {

@@ -197,6 +197,17 @@ impl Pace {
         if late { Ok(None) } else { Ok(self.overs(bucket)) }
     }
 
+    /// Takes in `calls` of the past, in the order of time, as usual even where they make a burst.
+    pub fn add_usual(&mut self, bucket: u32, calls: u32) {
+        // None is too old.
+        let _ = self.add(bucket, calls, true);
+        let newest = self.newest;
+        let counts = [self.in_bucket(newest), self.in_minute(newest), self.blocks[0].into(), self.hours[0]];
+        for (highest, count) in self.highest.iter_mut().zip(counts) {
+            *highest = highest.map(|highest| highest.max(Level::of(count)));
+        }
+    }
+
     /// The newest bucket with a call.
     pub const fn newest(&self) -> u32 {
         self.newest

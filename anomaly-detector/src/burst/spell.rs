@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use panopticon_core::{
     stage::{Findings, MAX_DELAY},
+    store::Activity,
     time::Time,
     trace::WireError,
 };
@@ -22,6 +23,10 @@ use crate::{score::score, settings::Settings};
 /// names that call once makes room for itself.
 const KEPT_A_CALL: Duration = Duration::from_secs(100 * 86_400);
 const KEPT_CALLS: u16 = 10;
+/// So many calls in a quarter of an hour may all have been made at once. More are taken for made at several times,
+/// at most so many: in production traffic at most .16 of them came in ten seconds, and .27 in a minute.
+const AT_ONCE: u32 = 32;
+const MOST_TIMES: u32 = 4;
 /// Detections are UUIDv5 in this namespace.
 const NAMESPACE: Uuid = Uuid::from_u128(0x8c41_0d7e_96b3_5a28_b1f5_67e2_3a9d_c054);
 
@@ -61,6 +66,9 @@ struct Told {
     #[prost(message, optional, tag = "2")]
     started: Option<Detection>,
 }
+
+/// Buckets in a quarter of an hour.
+const QUARTER: u32 = 90;
 
 fn bucket_of(at: Time) -> u32 {
     u32::try_from(at.secs().div_euclid(BUCKET_SECS)).unwrap_or(0)
@@ -105,6 +113,17 @@ impl Burst {
         findings.detections.push(started.clone());
         self.told = Some(Box::new(Told { until: overs.until, started: Some(started) }));
         true
+    }
+
+    /// Takes in the calls of a quarter of an hour of the past: as usual, and as dense as they may have been. Rather
+    /// silent than wrong.
+    pub(super) fn learn(&mut self, activity: &Activity) {
+        let (since, calls) = (bucket_of(activity.since), u32::try_from(activity.traces).unwrap_or(u32::MAX));
+        let times = calls.div_ceil(AT_ONCE).clamp(1, MOST_TIMES);
+        for n in 0..times {
+            let at_once = calls / times + u32::from(n < calls % times);
+            self.pace.add_usual(since + n * QUARTER / times, at_once);
+        }
     }
 
     /// Ends what has ended by `now`.

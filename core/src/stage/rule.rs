@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     ids::partition_of,
-    log::{EventLog, Lease, Output, Record, Stored},
+    log::{EventLog, Lease, LogError, Output, Record, Stored},
     store::Activity,
     time::{SharedClock, Time},
     topic::Topic,
@@ -49,7 +49,8 @@ pub trait Rule: Send + 'static {
     /// its entity already holds it (`offset` is before the entity's `as_of`).
     fn observe(&mut self, event: &Self::Event, offset: u64, replay: bool, findings: &mut Findings);
 
-    /// Takes in what the aggregates say of a user of whom nothing is committed. Before any event; says nothing.
+    /// Takes in what the aggregates say of a user or a tool of which nothing is committed. Before any event; says
+    /// nothing.
     fn learn(&mut self, _activity: &Activity) {}
 
     /// Learns that no event received before `now` is outstanding: ends what has ended by then.
@@ -183,7 +184,7 @@ impl<R: Rule> Memory<R> {
         }
         let low = self.log.bounds(self.input, self.partition).await?.low;
         if let (None, Some(seeds)) = (from, seeds) {
-            self.seed(seeds, low).await?;
+            self.seed(seeds).await?;
         }
         let Some(committed) = committed else { return Ok(()) };
         let mut at = from.unwrap_or(low).max(low);
@@ -216,13 +217,16 @@ impl<R: Rule> Memory<R> {
     }
 
     /// Begins with what the trace store knows of the time before the log begins.
-    async fn seed(&mut self, seeds: &Seeds, low: u64) -> Result<(), StageError> {
+    async fn seed(&mut self, seeds: &Seeds) -> Result<(), StageError> {
         let partitions = self.log.topic(self.input).await?.partitions;
-        let high = self.log.bounds(self.input, self.partition).await?.high;
-        let first = self.log.read(self.input, self.partition, low, high, 1).await?;
-        let first = first.first().and_then(|stored| R::decode(stored.record.bytes()).ok());
-        let first = first.and_then(|events| events.first().map(R::received_at));
-        let until = first.unwrap_or_else(|| self.clock.now());
+        let received = |payload: &[u8]| R::decode(payload).ok()?.first().map(R::received_at);
+        let mut oldest = oldest(&*self.log, self.input, self.partition, received).await?;
+        if self.input != Topic::Traces {
+            // What is made of traces follows them, from whichever partition.
+            let of_traces = oldest_trace(&*self.log).await?;
+            oldest = oldest.into_iter().chain(of_traces).min();
+        }
+        let until = oldest.unwrap_or_else(|| self.clock.now());
         seeds.sow(&mut self.rule, self.stage, (self.partition, partitions), until).await;
         // The next commit writes all of it, and a checkpoint, so that it is not done again.
         (self.unwritten, self.checkpointed_at) = (true, Time::EPOCH);
@@ -325,6 +329,29 @@ impl<R: Rule> Transform for Memory<R> {
         }
         Ok(self.outputs(findings, now))
     }
+}
+
+/// When the oldest record of a partition was received, as `received` reads it.
+async fn oldest(
+    log: &dyn EventLog,
+    topic: Topic,
+    partition: u32,
+    received: impl Fn(&[u8]) -> Option<Time>,
+) -> Result<Option<Time>, LogError> {
+    let bounds = log.bounds(topic, partition).await?;
+    let records = log.read(topic, partition, bounds.low, bounds.high, 1).await?;
+    Ok(records.first().and_then(|stored| received(stored.record.bytes())))
+}
+
+/// When the oldest trace of all partitions was received.
+async fn oldest_trace(log: &dyn EventLog) -> Result<Option<Time>, LogError> {
+    let received = |payload: &[u8]| traces_of(payload).ok()?.first().map(|accepted| accepted.received_at);
+    let mut all = None;
+    for partition in 0..log.topic(Topic::Traces).await?.partitions {
+        let of_partition = oldest(log, Topic::Traces, partition, received).await?;
+        all = all.into_iter().chain(of_partition).min();
+    }
+    Ok(all)
 }
 
 /// How long a trace may be on its way from the gateway into the log: with nothing to read, the rule's time is

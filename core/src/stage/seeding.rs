@@ -12,11 +12,11 @@ use tracing::{info, warn};
 use super::Rule;
 use crate::{
     ids::partition_of,
-    store::{StoreError, TraceStore},
+    store::{Activity, StoreError, TraceStore, Whose},
     time::Time,
 };
 
-/// How far back what is known of a user matters.
+/// How far back what is known of a user or a tool matters.
 const REACH: Duration = Duration::from_secs(400 * 86_400);
 /// A store that is away is asked again this much later.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
@@ -26,12 +26,14 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 pub struct Seeds {
     /// Has the aggregates.
     pub store: Arc<dyn TraceStore>,
+    /// Whom the rules look at.
+    pub whose: Whose,
     /// So long a partition waits for them at most; then it goes on with what it has (counted).
     pub patience: Duration,
 }
 
 impl Seeds {
-    /// Has `rule` learn what was before `until` of the users whose traces come in `partition` of `partitions`.
+    /// Has `rule` learn what was before `until` of those whose events come in `partition` of `partitions`.
     pub(super) async fn sow<R: Rule>(
         &self,
         rule: &mut R,
@@ -68,13 +70,15 @@ impl Seeds {
         until: Time,
         learned: &mut u64,
     ) -> Result<(), StoreError> {
-        let mut parts = self.store.activity(until.minus(REACH), until);
+        let comes_here = |Activity { client_id, name, .. }: &&Activity| match self.whose {
+            Whose::Users => partition_of(&[client_id, name], partitions) == partition,
+            Whose::Tools => partition_of(&[client_id], partitions) == partition,
+        };
+        let mut parts = self.store.activity(self.whose, until.minus(REACH), until);
         while let Some(part) = parts.next().await {
-            for activity in part? {
-                if partition_of(&[&activity.client_id, &activity.user_sub], partitions) == partition {
-                    rule.learn(&activity);
-                    *learned += 1;
-                }
+            for activity in part?.iter().filter(comes_here) {
+                rule.learn(activity);
+                *learned += 1;
             }
         }
         Ok(())

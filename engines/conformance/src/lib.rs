@@ -148,7 +148,8 @@ macro_rules! run_all {
                 usage_equals_a_count_over_the_rows;
             queries: a_timeline_is_newest_first_and_pages_have_no_gap_and_no_repeat
                 a_timeline_shows_what_its_filters_let_through
-                the_activity_of_users_is_told_by_quarters_of_an_hour
+                the_activity_of_users_and_of_tools_is_told_by_quarters_of_an_hour
+                activity_comes_in_parts_and_each_user_once
                 traces_arrive_again_in_the_order_in_which_they_were_received
                 a_trace_is_found_by_its_id_and_known_by_app_and_id
                 usage_goes_by_days_of_the_zone

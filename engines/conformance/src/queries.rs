@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use jiff::civil::Date;
 use panopticon_core::{
-    store::{Activity, PART_ROWS, StoreError, TimelineCursor, TimelineQuery},
+    store::{Activity, PART_ROWS, StoreError, TimelineCursor, TimelineQuery, Whose},
     time::Time,
     trace::{AcceptedTrace, Status},
 };
@@ -142,53 +142,79 @@ pub async fn traces_arrive_again_in_the_order_in_which_they_were_received<E: Eng
     assert!(arrivals(&ports, Time::EPOCH, second(count)).await.is_empty());
 }
 
-/// Of all apps, without calls that name no user; a quarter of an hour counts when it has ended.
-pub async fn the_activity_of_users_is_told_by_quarters_of_an_hour<E: EngineUnderTest>(engine: E) {
+/// In the order of time, for each user or tool.
+async fn activity(ports: &Ports, whose: Whose, since: Time, until: Time) -> Vec<Activity> {
+    let mut parts = ports.store.activity(whose, since, until);
+    let mut all = Vec::new();
+    while let Some(part) = parts.next().await {
+        let part = part.unwrap();
+        assert!((1..=PART_ROWS).contains(&part.len()));
+        all.extend(part);
+    }
+    all.sort_by(|a, b| (&a.client_id, &a.name).cmp(&(&b.client_id, &b.name)));
+    all
+}
+
+/// Of all apps; calls without a user are those of one. A quarter of an hour counts when it has ended.
+pub async fn the_activity_of_users_and_of_tools_is_told_by_quarters_of_an_hour<E: EngineUnderTest>(
+    engine: E,
+) {
     let ports = engine.ports();
     let now = ports.now();
     let calls = [
-        ("app", "a", "2026-03-01T08:59:59Z"),
-        ("app", "a", "2026-03-01T09:00:00Z"),
-        ("app", "a", "2026-03-01T09:14:59Z"),
-        ("app", "b", "2026-03-01T09:14:59Z"),
-        ("app", "", "2026-03-01T09:10:00Z"),
-        ("other", "a", "2026-03-01T09:15:00Z"),
-        ("app", "a", "2026-03-01T09:30:00Z"),
-        ("app", "a", "2026-03-01T09:45:00Z"),
+        ("app", "a", "one", "2026-03-01T08:59:59Z"),
+        ("app", "a", "one", "2026-03-01T09:00:00Z"),
+        ("app", "b", "one", "2026-03-01T09:14:59Z"),
+        ("app", "a", "two", "2026-03-01T09:14:59Z"),
+        ("app", "", "one", "2026-03-01T09:10:00Z"),
+        ("other", "a", "one", "2026-03-01T09:15:00Z"),
+        ("app", "a", "one", "2026-03-01T09:30:00Z"),
+        ("app", "a", "one", "2026-03-01T09:45:00Z"),
     ];
     let traces: Vec<_> = calls
         .iter()
         .zip(0..)
-        .map(|((app, user, at), n)| {
+        .map(|((app, user, tool, at), n)| {
             let mut trace = trace(&client(app), n, time(at), now);
-            trace.trace.user_sub = (*user).to_owned();
-            trace.trace.status = if n == 2 { Status::Denied } else { Status::Ok };
+            (trace.trace.user_sub, trace.trace.tool) = ((*user).to_owned(), (*tool).to_owned());
+            trace.trace.status = if n == 3 { Status::Denied } else { Status::Ok };
             trace
         })
         .collect();
     put_traces(&ports, 0, &traces).await;
-    let mut parts = ports.store.activity(time("2026-03-01T09:00:00Z"), time("2026-03-01T09:46:00Z"));
-    let mut found = Vec::new();
-    while let Some(part) = parts.next().await {
-        found.extend(part.unwrap());
-    }
-    let activity = |app: &str, user: &str, since, traces, denied| Activity {
-        client_id: app.to_owned(),
-        user_sub: user.to_owned(),
-        since: time(since),
-        traces,
-        denied,
+    let told = async |whose| {
+        let all = activity(&ports, whose, time("2026-03-01T09:00:00Z"), time("2026-03-01T09:46:00Z")).await;
+        let text = |Activity { client_id, name, since, traces, denied }: &Activity| {
+            format!("{client_id} {name} {} {traces} {denied}", &since.to_string()[11..16])
+        };
+        all.iter().map(text).collect::<Vec<_>>()
     };
-    let of_a: Vec<_> =
-        found.iter().filter(|one| one.client_id == "app" && one.user_sub == "a").cloned().collect();
-    let wanted = [
-        activity("app", "a", "2026-03-01T09:00:00Z", 2, 1),
-        activity("app", "a", "2026-03-01T09:30:00Z", 1, 0),
-    ];
-    assert_eq!(of_a, wanted, "in the order of time");
-    assert_eq!(found.len(), 4, "{found:?}");
-    assert!(found.contains(&activity("app", "b", "2026-03-01T09:00:00Z", 1, 0)));
-    assert!(found.contains(&activity("other", "a", "2026-03-01T09:15:00Z", 1, 0)));
+    assert_eq!(
+        told(Whose::Users).await,
+        ["app  09:00 1 0", "app a 09:00 2 1", "app a 09:30 1 0", "app b 09:00 1 0", "other a 09:15 1 0"]
+    );
+    assert_eq!(
+        told(Whose::Tools).await,
+        ["app one 09:00 3 0", "app one 09:30 1 0", "app two 09:00 1 1", "other one 09:15 1 0"]
+    );
+}
+
+/// However many there are in one quarter of an hour.
+pub async fn activity_comes_in_parts_and_each_user_once<E: EngineUnderTest>(engine: E) {
+    let ports = engine.ports();
+    let now = ports.now();
+    let users = PART_ROWS as u128 + 10;
+    let traces: Vec<_> = (0..2 * users)
+        .map(|n| {
+            let mut trace = trace(&client("app"), n, now.minus(DAY), now);
+            trace.trace.user_sub = format!("user_{}", n % users);
+            trace
+        })
+        .collect();
+    put_traces(&ports, 0, &traces).await;
+    let all = activity(&ports, Whose::Users, Time::EPOCH, now).await;
+    assert_eq!(all.len() as u128, users);
+    assert!(all.iter().all(|one| one.traces == 2));
 }
 
 /// Two apps may use the same event id.

@@ -32,7 +32,7 @@ use panopticon_core::{
     proto::log::{AuditEntry, Delivery, Detection, GuardAction},
     store::{
         Activity, Attempt, BatchRange, EventQuery, Page, Parts, RefusedRow, Rows, StoreError, TimelineQuery,
-        TraceStore, UsageCounts,
+        TraceStore, UsageCounts, Whose,
     },
     time::{SharedClock, Time},
     trace::AcceptedTrace,
@@ -182,8 +182,8 @@ impl TraceStore for ClickhouseStore {
         arrivals::arrivals(self.server.clone(), client_id, since, until, self.raw_from())
     }
 
-    fn activity(&self, since: Time, until: Time) -> Parts<Activity> {
-        activity::activity(self.server.clone(), since, until)
+    fn activity(&self, whose: Whose, since: Time, until: Time) -> Parts<Activity> {
+        activity::activity(self.server.clone(), whose, since, until)
     }
 
     async fn find(&self, event_id: EventId) -> Result<Vec<AcceptedTrace>, StoreError> {

@@ -22,7 +22,7 @@ use panopticon_core::{
     proto::log::{AuditEntry, Delivery, Detection, GuardAction},
     store::{
         Activity, Attempt, BatchRange, EventQuery, Page, Parts, RefusedRow, Rows, StoreError, TimelineQuery,
-        TraceStore, UsageCounts,
+        TraceStore, UsageCounts, Whose,
     },
     time::Time,
     trace::AcceptedTrace,
@@ -88,8 +88,8 @@ impl TraceStore for Store {
         })
     }
 
-    fn activity(&self, since: Time, until: Time) -> Parts<Activity> {
-        activity::activity(self.core.database.clone(), self.core.reader_cache_bytes, since, until)
+    fn activity(&self, whose: Whose, since: Time, until: Time) -> Parts<Activity> {
+        activity::activity(self.core.database.clone(), self.core.reader_cache_bytes, whose, since, until)
     }
 
     async fn find(&self, event_id: EventId) -> Result<Vec<AcceptedTrace>, StoreError> {
