@@ -26,7 +26,7 @@ use crate::user::{Call, UserRule};
 pub struct UserBurst(Burst);
 
 impl UserBurst {
-    /// See [`Burst::learn`].
+    /// Takes in what the aggregates say of the user.
     pub(crate) fn learn(&mut self, activity: &Activity) {
         self.0.learn(activity);
     }
