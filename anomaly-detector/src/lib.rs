@@ -67,7 +67,7 @@ pub fn stages(
 ) -> Vec<Arc<dyn Stage>> {
     let max_entities = (limits.max_entities / partitions.max(1) as usize).max(1);
     let patience = Duration::from_millis(limits.seeding_ms);
-    let seeds = |whose| history.clone().map(|store| Seeds { store, whose, patience });
+    let seeds = |whose| history.clone().map(|store| Seeds::new(store, whose, patience));
     let (for_traces, for_sources, for_apps) = (settings.clone(), settings.clone(), settings.clone());
     let by_trace = move || rules(max_entities, &for_traces).0;
     let by_source = move || rules(max_entities, &for_sources).1;

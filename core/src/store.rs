@@ -109,7 +109,7 @@ pub struct RefusedRow {
 }
 
 /// Why the store could not do it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// The store is away or too slow; an insert may or may not have happened.
     #[error("the trace store is unavailable: {0}")]

@@ -9,6 +9,7 @@ mod entities;
 mod episode;
 mod groups;
 mod keys;
+mod reading;
 mod rollups;
 mod rule;
 mod seeding;

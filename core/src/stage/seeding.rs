@@ -6,33 +6,34 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::StreamExt as _;
 use tracing::{info, warn};
 
-use super::Rule;
+use super::{
+    Rule,
+    reading::{Readings, Wanted},
+};
 use crate::{
-    ids::partition_of,
-    store::{Activity, StoreError, TraceStore, Whose},
+    store::{StoreError, TraceStore, Whose},
     time::Time,
 };
 
-/// How far back what is known of a user or a tool matters.
-const REACH: Duration = Duration::from_secs(400 * 86_400);
 /// A store that is away is asked again this much later.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Where rules without a checkpoint begin to learn from.
-#[derive(Clone)]
 pub struct Seeds {
-    /// Has the aggregates.
-    pub store: Arc<dyn TraceStore>,
-    /// Whom the rules look at.
-    pub whose: Whose,
-    /// So long a partition waits for them at most; then it goes on with what it has (counted).
-    pub patience: Duration,
+    readings: Readings,
+    patience: Duration,
 }
 
 impl Seeds {
+    /// What `store` knows of `whose` activity. So long a partition waits for it at most (`patience`); then it goes on
+    /// with what it has (counted).
+    pub fn new(store: Arc<dyn TraceStore>, whose: Whose, patience: Duration) -> Self {
+        let readings = Readings::new(whose, move |since, until| store.activity(whose, since, until));
+        Self { readings, patience }
+    }
+
     /// Has `rule` learn what was before `until` of those whose events come in `partition` of `partitions`.
     pub(super) async fn sow<R: Rule>(
         &self,
@@ -41,10 +42,11 @@ impl Seeds {
         (partition, partitions): (u32, u32),
         until: Time,
     ) {
+        let wanted = Wanted { partition, partitions, until };
         let mut learned = 0_u64;
         let all = async {
             loop {
-                match self.learn(rule, (partition, partitions), until, &mut learned).await {
+                match self.learn(rule, wanted, &mut learned).await {
                     // What was taken in once must not be again.
                     Err(StoreError::Unavailable(_)) if learned == 0 => tokio::time::sleep(ASK_AGAIN).await,
                     ended => break ended,
@@ -66,18 +68,13 @@ impl Seeds {
     async fn learn<R: Rule>(
         &self,
         rule: &mut R,
-        (partition, partitions): (u32, u32),
-        until: Time,
+        wanted: Wanted,
         learned: &mut u64,
     ) -> Result<(), StoreError> {
-        let comes_here = |Activity { client_id, name, .. }: &&Activity| match self.whose {
-            Whose::Users => partition_of(&[client_id, name], partitions) == partition,
-            Whose::Tools => partition_of(&[client_id], partitions) == partition,
-        };
-        let mut parts = self.store.activity(self.whose, until.minus(REACH), until);
-        while let Some(part) = parts.next().await {
-            for activity in part?.iter().filter(comes_here) {
-                rule.learn(activity);
+        let mut parts = self.readings.join(wanted);
+        while let Some(part) = parts.recv().await {
+            for activity in part? {
+                rule.learn(&activity);
                 *learned += 1;
             }
         }
