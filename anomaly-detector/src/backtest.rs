@@ -10,7 +10,7 @@ use std::{
 };
 
 use panopticon_core::{
-    admission::{Refusal, trace_from_object},
+    admission::{Refusal, rule_trace_from_object},
     stage::{Findings, Rule},
     store::StoreError,
     time::Time,
@@ -174,11 +174,7 @@ fn trace_of(text: &[u8]) -> Result<AcceptedTrace, Refusal> {
         Some(Value::String(time)) => Some(time.parse().map_err(|why| refuse("received_at", why))?),
         Some(_) => return Err(refuse("received_at", "must be a string".to_owned())),
     };
-    let mut trace = trace_from_object(object, END_OF_TIME)?;
-    trace.attributes.clear();
-    for unused in [&mut trace.scope_used, &mut trace.session_id, &mut trace.agent] {
-        *unused = String::new();
-    }
+    let trace = rule_trace_from_object(object, END_OF_TIME)?;
     Ok(match received_at {
         Some(received_at) => AcceptedTrace::new(trace, received_at),
         None => AcceptedTrace { received_at: trace.started_at, late: false, place: None, trace },

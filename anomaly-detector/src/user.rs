@@ -239,12 +239,7 @@ impl Part<AcceptedTrace> for Users {
     }
 
     fn advance(&mut self, now: Time, findings: &mut Findings) {
-        while let Some(slot) = self.users.next_end(now) {
-            self.users[slot].end(now, findings);
-            self.users.write_soon(slot);
-            self.users.watch(slot);
-        }
-        self.users.forget(now);
+        self.users.advance(now, |user| user.end(now, findings));
     }
 
     fn load(&mut self, key: &[u8], state: EntityState) -> Result<(), WireError> {

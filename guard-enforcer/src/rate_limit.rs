@@ -85,12 +85,7 @@ impl<F: Fn(&str) -> RateLimitBody + Send + 'static> Rule for RateLimitRule<F> {
     }
 
     fn advance(&mut self, now: Time, findings: &mut Findings) {
-        while let Some(slot) = self.users.next_end(now) {
-            self.users[slot].course.end(&FORM, findings);
-            self.users.write_soon(slot);
-            self.users.watch(slot);
-        }
-        self.users.forget(now);
+        self.users.advance(now, |user| user.course.end(&FORM, findings));
     }
 
     fn load(&mut self, key: &[u8], state: EntityState) -> Result<(), WireError> {

@@ -76,12 +76,7 @@ impl Part<Rollup> for ToolBursts {
     }
 
     fn advance(&mut self, now: Time, findings: &mut Findings) {
-        while let Some(slot) = self.tools.next_end(now) {
-            self.tools[slot].0.end(now, findings);
-            self.tools.write_soon(slot);
-            self.tools.watch(slot);
-        }
-        self.tools.forget(now);
+        self.tools.advance(now, |tool| tool.0.end(now, findings));
     }
 
     fn load(&mut self, key: &[u8], state: EntityState) -> Result<(), WireError> {

@@ -164,12 +164,7 @@ impl Part<Rollup> for FailedAuthByApp {
     }
 
     fn advance(&mut self, now: Time, findings: &mut Findings) {
-        while let Some(slot) = self.apps.next_end(now) {
-            self.apps[slot].course.end(&FORM, findings);
-            self.apps.write_soon(slot);
-            self.apps.watch(slot);
-        }
-        self.apps.forget(now);
+        self.apps.advance(now, |app| app.course.end(&FORM, findings));
     }
 
     fn load(&mut self, key: &[u8], state: EntityState) -> Result<(), WireError> {

@@ -47,15 +47,11 @@ impl FailedAuthBySource {
         // of addresses hides nobody else.
         let first = self.sources.next_end(END_OF_TIME)?;
         metrics::counter!("panopticon_episodes_cut_short_total", "rule" => "failed_auth").increment(1);
-        self.end(first, END_OF_TIME, findings);
-        self.sources.take_up(parts, offset, replay)
-    }
-
-    fn end(&mut self, slot: Slot, now: Time, findings: &mut Findings) {
-        if self.sources[slot].end(now, findings) {
-            self.sources.write_soon(slot);
+        if self.sources[first].end(END_OF_TIME, findings) {
+            self.sources.write_soon(first);
         }
-        self.sources.watch(slot);
+        self.sources.watch(first);
+        self.sources.take_up(parts, offset, replay)
     }
 }
 
@@ -98,10 +94,7 @@ impl Part<Denial> for FailedAuthBySource {
     }
 
     fn advance(&mut self, now: Time, findings: &mut Findings) {
-        while let Some(slot) = self.sources.next_end(now) {
-            self.end(slot, now, findings);
-        }
-        self.sources.forget(now);
+        self.sources.advance(now, |source| source.end(now, findings));
     }
 
     fn load(&mut self, key: &[u8], state: EntityState) -> Result<(), WireError> {

@@ -133,13 +133,13 @@ pub fn admit_proto<T>(
 
 /// Reads one trace from JSON text. `now` bounds `started_at`.
 pub fn trace_from_json(text: &[u8], now: Time) -> Result<Trace, Refusal> {
-    trace_of(&sent_as_json(text)?, now)
+    trace_of(&sent_as_json(text)?, now, |trace| trace)
 }
 
-/// Reads one trace from a JSON object. `now` bounds `started_at`.
-pub fn trace_from_object(object: Map<String, Value>, now: Time) -> Result<Trace, Refusal> {
+/// Reads one trace from a JSON object, as rules see it. `now` bounds `started_at`.
+pub fn rule_trace_from_object(object: Map<String, Value>, now: Time) -> Result<Trace, Refusal> {
     match Sent::deserialize(Value::Object(object)) {
-        Ok(sent) => trace_of(&sent, now),
+        Ok(sent) => trace_of(&sent, now, TraceRef::for_rules),
         Err(error) => refuse("", format!("malformed JSON: {error}")),
     }
 }
@@ -151,12 +151,17 @@ fn sent_as_json(text: &[u8]) -> Result<Sent<'_>, Refusal> {
     })
 }
 
-fn trace_of(sent: &Sent<'_>, now: Time) -> Result<Trace, Refusal> {
+/// `keeps` leaves away what is not wanted of a trace that was checked.
+fn trace_of<'a>(
+    sent: &'a Sent<'_>,
+    now: Time,
+    keeps: impl FnOnce(TraceRef<'a>) -> TraceRef<'a>,
+) -> Result<Trace, Refusal> {
     with_event_id(sent.event_id(), || {
         let trace = sent.trace()?;
         let facts = check(&trace, now)?;
         let client_id = ClientId::new(trace.client_id).or_else(|why| refuse("client_id", why))?;
-        Ok(trace.with_own_texts(client_id, facts))
+        Ok(keeps(trace).with_own_texts(client_id, facts))
     })
 }
 

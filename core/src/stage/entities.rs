@@ -237,8 +237,20 @@ impl<E: Entity> Entities<E> {
         None
     }
 
+    /// Has `end` look at each entity whose episode has ended by `now`, which answers whether it did end, then forgets
+    /// the entities that have faded by then.
+    pub fn advance(&mut self, now: Time, mut end: impl FnMut(&mut E) -> bool) {
+        while let Some(slot) = self.next_end(now) {
+            if end(&mut self[slot]) {
+                self.write_soon(slot);
+            }
+            self.watch(slot);
+        }
+        self.forget(now);
+    }
+
     /// Forgets the entities that have faded by `now`.
-    pub fn forget(&mut self, now: Time) {
+    fn forget(&mut self, now: Time) {
         while let Some(slot) = self.oldest(|at| at <= now) {
             self.remove(slot);
         }

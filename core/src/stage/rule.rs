@@ -23,7 +23,7 @@ use crate::{
     store::Activity,
     time::{SharedClock, Time},
     topic::Topic,
-    trace::{AcceptedTrace, TakenRef, TraceRef, WireError, entries},
+    trace::{AcceptedTrace, TakenRef, WireError, entries},
 };
 
 /// What a rule has to say.
@@ -358,16 +358,13 @@ async fn oldest_trace(log: &dyn EventLog) -> Result<Option<Time>, LogError> {
 /// the clock's minus this.
 const IN_FLIGHT: Duration = Duration::from_secs(2);
 
-/// The traces of an envelope, for rules over traces: without what no rule looks at, which costs more to copy
-/// than a rule takes.
+/// The traces of an envelope, as rules over traces see them.
 pub fn traces_of(payload: &[u8]) -> Result<Vec<AcceptedTrace>, WireError> {
     entries(payload)?
         .iter()
         .map(|entry| {
-            let TakenRef { trace, received_at, late, place } = TakenRef::read(entry)?;
-            let (scope_used, session_id, agent, attributes) = ("", "", "", Vec::new());
-            let trace = TraceRef { scope_used, session_id, agent, attributes, ..trace };
-            TakenRef { trace, received_at, late, place }.to_owned()
+            let taken = TakenRef::read(entry)?;
+            TakenRef { trace: taken.trace.for_rules(), ..taken }.to_owned()
         })
         .collect()
 }

@@ -134,6 +134,12 @@ impl<'a> TraceRef<'a> {
         Ok((taken.trace, foreign))
     }
 
+    /// The trace without what no rule looks at, which costs more to copy and to hold than a rule does.
+    #[must_use]
+    pub fn for_rules(self) -> Self {
+        Self { scope_used: "", session_id: "", agent: "", attributes: Vec::new(), ..self }
+    }
+
     /// The status, where its number stands for one.
     pub(crate) fn known_status(&self) -> Option<Status> {
         u32::try_from(self.status).ok().and_then(Status::of_code)
