@@ -225,7 +225,7 @@ async fn what_lies_in_the_log_is_not_learned_from_the_trace_store() {
     }
     let log_id = engine.log.topic(Topic::Traces).await.unwrap().log_id;
     let range = BatchRange { topic: Topic::Traces, log_id, partition: 0, from: 5_000, to: 6_000 };
-    engine.store.insert(range, Rows::Traces(rows), Attempt::First).await.unwrap();
+    engine.store.insert(range, Rows::of_traces(rows), Attempt::First).await.unwrap();
     let told = judge(&engine, Some(engine.store.clone())).await;
     let began: Vec<_> = told.iter().filter(|one| one.rule == "burst" && one.phase == "started").collect();
     let mut kinds: Vec<_> = began.iter().map(|one| one.kind.as_str()).collect();
