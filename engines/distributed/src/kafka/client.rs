@@ -40,6 +40,10 @@ const PARTITION_FETCH_BYTES: u64 = 256 << 10;
 /// How long the broker holds a fetch that has nothing to bring. A partition that is added or moved waits
 /// for the fetch under way, so it is short; every quiet consumer asks that often, so it is not shorter.
 const FETCH_WAIT_MS: u64 = 250;
+/// The same where gateways append, hundreds of times a second and partition: who reads there commits far less
+/// often, so the records of some 20 ms, or this many bytes, come in one answer.
+const RAW_WAIT_MS: u64 = 20;
+const RAW_FETCH_BYTES: u64 = 64 << 10;
 /// The same for single reads, which find the end of a partition by it.
 const READ_WAIT_MS: u64 = 10;
 /// Pause before fetching on, after the look-ahead was full or a fetch failed.
@@ -200,8 +204,8 @@ impl Clients {
         settings
     }
 
-    /// A member of the group of `stage`.
-    pub(super) fn member(&self, stage: &str) -> ClientConfig {
+    /// A member of the group of `stage`, which reads `topic`.
+    pub(super) fn member(&self, stage: &str, topic: Topic) -> ClientConfig {
         let session = self.kafka.session_timeout_ms.max(1_000);
         let mut settings = self.consumer(stage, &self.id(stage));
         settings
@@ -214,6 +218,11 @@ impl Clients {
             // Members learn of a rebalance by their heartbeat.
             .set("heartbeat.interval.ms", (session / 20).clamp(100, 3_000).to_string())
             .set("max.poll.interval.ms", MAX_POLL_INTERVAL_MS.max(session).to_string());
+        if topic == Topic::TracesRaw {
+            settings
+                .set("fetch.min.bytes", RAW_FETCH_BYTES.to_string())
+                .set("fetch.wait.max.ms", RAW_WAIT_MS.to_string());
+        }
         settings
     }
 }

@@ -16,8 +16,9 @@ use parking_lot::Mutex;
 
 /// How often idle clients are looked after.
 const ROUND: Duration = Duration::from_millis(500);
-/// How long a look at an idle client lasts: the driver takes events for the whole of it.
-pub(super) const DRAIN: Duration = Duration::from_millis(1);
+/// How long a look at an idle client lasts: it takes what is there. The driver burns the last millisecond of a
+/// longer one.
+pub(super) const DRAIN: Duration = Duration::ZERO;
 
 /// A client that may sit idle.
 pub(super) trait Idle: Send + Sync {

@@ -102,7 +102,7 @@ impl Member {
         topic: Topic,
     ) -> Result<(Self, JoinHandle<()>), LogError> {
         let context = Rebalances::new(Voice::new(stage));
-        let mut consumer: BaseConsumer<Rebalances> = clients.create(clients.member(stage), context)?;
+        let mut consumer: BaseConsumer<Rebalances> = clients.create(clients.member(stage, topic), context)?;
         let wake = Arc::new(Wake::default());
         let bell = Arc::clone(&wake);
         consumer.set_nonempty_callback(move || bell.call());

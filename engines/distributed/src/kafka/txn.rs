@@ -41,8 +41,13 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 const MARKERS: Duration = Duration::from_millis(20);
 /// After so many transactions in a row have failed, the producer itself is the reason.
 const MAX_FAILURES: u32 = 3;
-/// How long one look at the delivery reports lasts: the driver blocks for the whole of it.
-const POLL: Duration = Duration::from_millis(1);
+/// Pause between two looks at the delivery reports. The driver's own wait lasts as long as it may, reports or
+/// not, and burns its last millisecond.
+const LOOK_PAUSE: Duration = Duration::from_micros(300);
+/// Events of an idle producer that are taken in a round.
+const DRAINED_EVENTS: usize = 100;
+/// A step is given so long even where its time is over, so that it says what it would wait for.
+const LEAST_WAIT: Duration = Duration::from_millis(1);
 /// How often delivery reports are taken while a transaction is aborted.
 const ABORT_POLL: Duration = Duration::from_millis(5);
 
@@ -102,8 +107,8 @@ impl ProducerContext for Reports {
 
 impl Idle for BaseProducer<Reports> {
     fn drain(&self) {
-        // Taking delivery reports beside a commit under way does no harm.
-        self.poll(DRAIN);
+        // Taking delivery reports beside a commit under way does no harm. A look takes one event at most.
+        (0..DRAINED_EVENTS).for_each(|_| self.poll(DRAIN));
     }
 }
 
@@ -256,12 +261,21 @@ impl TxnProducer {
             if Instant::now() >= deadline {
                 return Err(LogError::Unavailable(format!("records of `{}` were not acknowledged", self.id)));
             }
-            self.producer().poll(POLL);
+            self.look();
         }
         let landed = std::mem::take(&mut *self.reports().landed.lock());
         match landed.failure {
             Some(code) => Err(self.explain("write", &KafkaError::MessageProduction(code))),
             None => Ok(landed.offsets),
+        }
+    }
+
+    /// Takes the delivery reports that are there, or waits a moment for some.
+    fn look(&self) {
+        let before = self.producer().in_flight_count();
+        self.producer().poll(Duration::ZERO);
+        if self.producer().in_flight_count() == before {
+            thread::sleep(LOOK_PAUSE);
         }
     }
 
@@ -275,7 +289,7 @@ impl TxnProducer {
                     if !full || Instant::now() >= deadline {
                         return Err(self.explain("write", &error));
                     }
-                    self.producer().poll(POLL);
+                    self.look();
                 }
             }
         }
@@ -336,7 +350,7 @@ impl TxnProducer {
     ) -> Result<(), KafkaError> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match step(self.producer(), left.max(POLL)) {
+            match step(self.producer(), left.max(LEAST_WAIT)) {
                 Err(KafkaError::Transaction(error)) if error.is_retriable() && !left.is_zero() => {
                     self.producer().poll(RETRY_PAUSE);
                 }
