@@ -25,7 +25,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(process: Process) -> anyhow::Result<()> {
-    let ports = process.ports(Needs { seen: false, store: NeedOfStore::Answers }).await?;
+    let ports = process.ports(Needs { store: NeedOfStore::Answers, ..Needs::default() }).await?;
     let topic = process.wait_for("traces", || ports.log.topic(Topic::Traces)).await?;
     let settings = SettingsOf::in_force(process.control(&ports).await?);
     let stages = panopticon_anomaly_detector::stages(

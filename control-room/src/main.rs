@@ -47,7 +47,7 @@ async fn run(process: Process) -> anyhow::Result<()> {
     let sealer = process.sealer()?;
     let admin_token = process.admin_token()?;
     let egress = Egress::new(&config).context("configuration: `webhooks`")?;
-    let ports = process.ports(Needs { seen: false, store: NeedOfStore::Tables }).await?;
+    let ports = process.ports(Needs { store: NeedOfStore::Tables, ..Needs::default() }).await?;
     let view = process.control(&ports).await?;
     let writer = Arc::new(ControlWriter::new(ports.log.clone(), view.clone(), process.clock.clone()));
     seed(&process, &writer).await?;

@@ -131,7 +131,7 @@ pub enum Marked {
 }
 
 /// Why the set could not do it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum SeenError {
     /// The set is away or too slow.
     #[error("the seen set is unavailable: {0}")]

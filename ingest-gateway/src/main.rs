@@ -4,7 +4,9 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Parser;
 use panopticon_ingest_gateway::{Gateway, intake::Intake};
-use panopticon_process::{CommonArgs, NeedOfStore, Needs, Process, bind, condition, serve, worker};
+use panopticon_process::{
+    CommonArgs, NeedOfSeen, NeedOfStore, Needs, Process, bind, condition, serve, worker,
+};
 use tracing::{info, warn};
 
 /// Takes in traces over HTTP and gRPC and appends them to the log.
@@ -31,7 +33,7 @@ async fn run(process: Process) -> anyhow::Result<()> {
     let part = process.health.part("http");
     // Taken first, so that a wrong address is told at once and not after the servers are there.
     let listener = bind(config.listen, "listen").await?;
-    let ports = process.ports(Needs { seen: true, store: NeedOfStore::Answers }).await?;
+    let ports = process.ports(Needs { seen: NeedOfSeen::Marks, store: NeedOfStore::Answers }).await?;
     let view = process.control(&ports).await?;
     let sealer = process.sealer().inspect_err(|error| warn!(%error, "apps in HMAC mode are refused")).ok();
     let (seen, store) = (ports.seen()?, ports.store()?);

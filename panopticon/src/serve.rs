@@ -14,7 +14,9 @@ use panopticon_core::{
     topic::Topic,
 };
 use panopticon_ingest_gateway::{Gateway, intake::Intake};
-use panopticon_process::{NeedOfStore, Needs, Ports, Process, bind, condition, run_stages, serve};
+use panopticon_process::{
+    NeedOfSeen, NeedOfStore, Needs, Ports, Process, bind, condition, run_stages, serve,
+};
 use panopticon_webhook_dispatcher::egress::Egress;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -40,7 +42,7 @@ impl Server {
         let config = process.config.clone();
         let starting = process.health.part("http");
         let listener = bind(config.listen, "listen").await?;
-        let ports = process.ports(Needs { seen: true, store: NeedOfStore::Tables }).await?;
+        let ports = process.ports(Needs { seen: NeedOfSeen::Marks, store: NeedOfStore::Tables }).await?;
         let (seen, store) = (ports.seen()?, ports.store()?);
         let view = process.control(&ports).await?;
         let sealer = process.sealer()?;

@@ -25,7 +25,7 @@ use tracing::{info, warn};
 
 pub use self::{
     http::{bind, condition, serve},
-    ports::{NeedOfStore, Needs, Ports, arrivals, check_connections, migrate},
+    ports::{NeedOfSeen, NeedOfStore, Needs, Ports, arrivals, check_connections, migrate},
     stages::run_stages,
 };
 

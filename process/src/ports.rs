@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use panopticon_core::{
     config::{Config, Engine},
+    health::PartHealth,
     ids::ClientId,
     log::EventLog,
     seen::SeenSet,
@@ -22,9 +23,21 @@ use crate::Process;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Needs {
     /// The seen set.
-    pub seen: bool,
+    pub seen: NeedOfSeen,
     /// The trace store.
     pub store: NeedOfStore,
+}
+
+/// How much of the seen set a process needs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum NeedOfSeen {
+    /// Nothing.
+    #[default]
+    None,
+    /// Its marks, without which it goes on: the process starts and works without it.
+    Marks,
+    /// Its word on every trace: the process waits for it before it takes any work from others that have it.
+    Word,
 }
 
 /// How much of the trace store a process needs.
@@ -118,12 +131,23 @@ impl Process {
         let (config, clock) = (&self.config, &self.clock);
         let connect = || async { Ok(kafka::KafkaLog::connect(config).await?) };
         let log: Arc<dyn EventLog> = Arc::new(self.until_there("Kafka", connect).await?);
-        let seen: Option<Arc<dyn SeenSet>> = if needs.seen {
-            let connect =
-                || async { Ok(redis::RedisSeen::connect(config, SharedClock::clone(clock)).await?) };
-            Some(Arc::new(self.until_there("Redis", connect).await?))
-        } else {
-            None
+        let seen: Option<Arc<dyn SeenSet>> = match needs.seen {
+            NeedOfSeen::None => None,
+            need => {
+                let seen = Arc::new(redis::RedisSeen::later(config, SharedClock::clone(clock)));
+                let (process, reached) = (self.clone(), seen.clone());
+                let reach = async move || Ok(reached.reach().await?);
+                if need == NeedOfSeen::Word {
+                    self.until_there("Redis", reach).await?;
+                } else {
+                    tokio::spawn(async move {
+                        if process.keep_trying("Redis", None, reach).await.is_ok() {
+                            info!("Redis is there: traces are marked");
+                        }
+                    });
+                }
+                Some(seen)
+            }
         };
         let store: Option<Arc<dyn TraceStore>> = match needs.store {
             NeedOfStore::None => None,
@@ -148,19 +172,31 @@ impl Process {
         })
     }
 
-    /// Tries until it works or the process is told to end: servers may come up in any order.
-    async fn until_there<T, F>(&self, what: &str, mut attempt: impl FnMut() -> F) -> anyhow::Result<T>
-    where
-        F: Future<Output = anyhow::Result<T>>,
-    {
-        let part = self.health.part(what);
+    /// Tries until it works, the process not being ready meanwhile: servers may come up in any order.
+    async fn until_there<T>(
+        &self,
+        what: &str,
+        attempt: impl AsyncFnMut() -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        self.keep_trying(what, Some(self.health.part(what)), attempt).await
+    }
+
+    /// Tries until it works or the process is told to end; `part` is what waits for it, if anything does.
+    async fn keep_trying<T>(
+        &self,
+        what: &str,
+        part: Option<PartHealth>,
+        mut attempt: impl AsyncFnMut() -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
         let mut pause = Backoff::new(&self.config.stages);
         loop {
             match attempt().await {
                 Ok(value) => return Ok(value),
                 Err(error) => {
                     warn!("{what}: {error:#}; trying again");
-                    part.waiting(format!("{error:#}"));
+                    if let Some(part) = &part {
+                        part.waiting(format!("{error:#}"));
+                    }
                 }
             }
             pause.wait(&self.shutdown).await;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use panopticon_process::{CommonArgs, NeedOfStore, Needs, Process, run_stages, worker};
+use panopticon_process::{CommonArgs, NeedOfSeen, NeedOfStore, Needs, Process, run_stages, worker};
 use panopticon_stream_workers::{dedupe, store};
 
 /// Takes traces from the raw log to the trace store.
@@ -46,7 +46,8 @@ async fn run(process: Process, roles: Vec<Role>) -> anyhow::Result<()> {
         (true, true) => NeedOfStore::Inserts,
         (false, true) => NeedOfStore::Tables,
     };
-    let ports = process.ports(Needs { seen: dedupes, store: store_need }).await?;
+    let seen_need = if dedupes { NeedOfSeen::Word } else { NeedOfSeen::None };
+    let ports = process.ports(Needs { seen: seen_need, store: store_need }).await?;
     let mut stages = Vec::new();
     if dedupes {
         stages.extend(dedupe(ports.seen()?, ports.store()?, &process.config));

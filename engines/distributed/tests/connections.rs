@@ -18,7 +18,7 @@ use panopticon_core::{
     config::{Config, SaslMechanism, Secret},
     ids::{EventId, LogId, Place, SeenKey},
     log::{EventLog as _, Record},
-    seen::{Mark, Marked, Owner, Progress, Rebuild, Restored, SeenSet as _},
+    seen::{Mark, Marked, Owner, Progress, Rebuild, Restored, SeenError, SeenSet as _},
     store::{TimelineQuery, TraceStore as _},
     time::SystemClock,
     topic::Topic,
@@ -287,6 +287,35 @@ async fn the_primary_that_the_sentinels_name_is_followed_when_it_fails() {
         set.mark(again.clone(), None).await.map_err(|error| error.to_string())
     });
     assert_eq!(marked.await, Marked::First(vec![mark(1)[0].place]), "it has what was marked before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_marked_on_a_redis_before_it_is_there_and_fit() {
+    if variable("REDIS_URL").is_none() {
+        return;
+    }
+    let evicting = Server::start(false, "maxmemory 100mb\nmaxmemory-policy allkeys-lru");
+    let mut config = config();
+    config.redis.url = Secret::new(format!("redis://127.0.0.1:{}", evicting.port));
+    let set = RedisSeen::later(&config, Arc::new(SystemClock));
+    let error = set.mark(mark(1), None).await.unwrap_err();
+    assert!(matches!(error, SeenError::Unavailable(_)), "nobody has connected yet: {error}");
+    eventually("a refusal", async || match set.reach().await {
+        Err(SeenError::Broken(error)) if error.contains("noeviction") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    let error = set.mark(mark(1), None).await.unwrap_err();
+    assert!(matches!(&error, SeenError::Broken(text) if text.contains("noeviction")), "{error}");
+    let client = redis::Client::open(config.redis.url.expose()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let keys: u64 = redis::cmd("DBSIZE").query_async(&mut connection).await.unwrap();
+    assert_eq!(keys, 0, "it was marked on a server that may evict");
+
+    let mend = redis::cmd("CONFIG").arg(&["SET", "maxmemory-policy", "noeviction"]).to_owned();
+    mend.exec_async(&mut connection).await.unwrap();
+    set.reach().await.unwrap();
+    assert_eq!(set.mark(mark(1), None).await.unwrap(), Marked::First(vec![mark(1)[0].place]));
 }
 
 /// A TLS listener in front of a plain one.

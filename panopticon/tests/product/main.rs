@@ -34,3 +34,4 @@ mod rate_limit;
 mod timeline_usage;
 mod upgrade;
 mod webhooks;
+mod without_redis;

@@ -23,14 +23,16 @@ use std::{collections::HashMap, time::Duration};
 
 use async_trait::async_trait;
 use panopticon_core::{
-    config::Config,
+    config::{Config, RedisConfig},
     ids::{LogId, Place},
     seen::{Mark, Marked, Move, Progress, Rebuild, Restored, SeenError, SeenSet},
     time::{Clock as _, SharedClock, SystemClock},
 };
+use parking_lot::Mutex;
 use redis::{ErrorKind, RedisError, Script, ServerErrorKind, Value};
+use tokio::sync::OnceCell;
 
-use connection::{Access, Primary};
+use connection::Access;
 use server::{Server, unavailable};
 
 /// Most marks of one call of a script: Redis serves nobody else meanwhile (about 0.1 s).
@@ -40,15 +42,16 @@ pub const MAX_MARKS_PER_CALL: usize = 20_000;
 const GENERATION: u32 = 1;
 /// Buckets of a period's first layer, as a power of two. Enough for 6 million marks.
 const FIRST_BITS: u32 = 14;
-/// Hashes are planned to be this full at most: they vary, and one that outgrows the limit becomes wasteful.
-const PLANNED_FILL: f64 = 0.75;
 /// A clock that is off by no more than this is the machine's own.
 const SAME_CLOCK_MS: i64 = 1_000;
 
 /// Remembers in Redis which place came first.
 pub struct RedisSeen {
-    primary: Primary,
-    address: String,
+    config: RedisConfig,
+    /// Set once it was reached and found fit.
+    server: OnceCell<Server>,
+    /// Why it is not.
+    missing: Mutex<SeenError>,
     clock: SharedClock,
     timeout: Duration,
     mark: Script,
@@ -57,7 +60,6 @@ pub struct RedisSeen {
     keys: [String; 3],
     hash_prefix: String,
     period_ms: u64,
-    hash_marks: u32,
 }
 
 /// Whether the configuration is one to connect with.
@@ -72,13 +74,20 @@ impl RedisSeen {
     /// [`SeenError::Unavailable`] when the server is not there, [`SeenError::Broken`] when it is too old,
     /// a cluster, or may evict marks.
     pub async fn connect(config: &Config, clock: SharedClock) -> Result<Self, SeenError> {
-        let server = Server::connect(&config.redis).await?;
+        let seen = Self::later(config, clock);
+        seen.reach().await?;
+        Ok(seen)
+    }
+
+    /// The same without connecting: until [`RedisSeen::reach`] has, calls fail at once.
+    pub fn later(config: &Config, clock: SharedClock) -> Self {
         let prefix = &config.redis.key_prefix;
         let hash_prefix = format!("{prefix}seen:{GENERATION}:");
         let window_ms = u64::try_from(config.retention.seen_window().as_millis()).unwrap_or(u64::MAX);
-        Ok(Self {
-            primary: server.primary,
-            address: server.address,
+        Self {
+            config: config.redis.clone(),
+            server: OnceCell::new(),
+            missing: Mutex::new(SeenError::Unavailable("not connected to Redis yet".to_owned())),
             clock,
             timeout: Duration::from_millis(config.redis.timeout_ms),
             mark: Script::new(concat!(include_str!("layers.lua"), include_str!("mark.lua"))),
@@ -87,12 +96,28 @@ impl RedisSeen {
             keys: [format!("{hash_prefix}layers"), format!("{hash_prefix}logs"), format!("{prefix}progress")],
             hash_prefix,
             period_ms: (window_ms / 2).max(1),
-            hash_marks: ((f64::from(server.listpack_entries) * PLANNED_FILL) as u32).max(1),
-        })
+        }
+    }
+
+    /// Connects and checks, unless that is done; after an error nothing is marked. The errors are those of
+    /// [`RedisSeen::connect`].
+    pub async fn reach(&self) -> Result<(), SeenError> {
+        let reached = self.server.get_or_try_init(|| Server::connect(&self.config)).await;
+        let Err(error) = reached else { return Ok(()) };
+        if matches!(error, SeenError::Broken(_)) {
+            metrics::counter!("panopticon_redis_refused_total").increment(1);
+        }
+        *self.missing.lock() = error.clone();
+        Err(error)
+    }
+
+    fn server(&self) -> Result<&Server, SeenError> {
+        self.server.get().ok_or_else(|| self.missing.lock().clone())
     }
 
     /// Runs a script over one call's worth of marks, within the timeout.
     async fn call(&self, work: Work, marks: &[Mark], step: Option<Step>) -> Result<Value, SeenError> {
+        let server = self.server()?;
         let (script, by_record) = match work {
             Work::Mark => (&self.mark, true),
             Work::Restore => (&self.restore, false),
@@ -106,7 +131,7 @@ impl RedisSeen {
         call.arg(&self.hash_prefix)
             .arg(if shift_ms.abs() <= SAME_CLOCK_MS { 0 } else { shift_ms })
             .arg(self.period_ms)
-            .arg(self.hash_marks)
+            .arg(server.hash_marks())
             .arg(FIRST_BITS);
         match step {
             None => (0..STEP_ARGUMENTS).for_each(|_| {
@@ -148,17 +173,14 @@ impl RedisSeen {
                 call.arg(&mark.key.0[..]).arg(&value[..]);
             }
         }
-        let mut connection = self.primary.connection();
+        let mut connection = server.primary.connection();
         tokio::time::timeout(self.timeout, call.invoke_async(&mut connection))
             .await
             .map_err(|_| {
-                SeenError::Unavailable(format!(
-                    "Redis at {}: no answer within {} ms",
-                    self.address,
-                    self.timeout.as_millis()
-                ))
+                let (address, ms) = (&server.address, self.timeout.as_millis());
+                SeenError::Unavailable(format!("Redis at {address}: no answer within {ms} ms"))
             })?
-            .map_err(|error| self.explain(&error))
+            .map_err(|error| explain(&server.address, &error))
     }
 
     async fn restore_call(
@@ -174,21 +196,21 @@ impl RedisSeen {
             _ => Ok(Restored::Whole),
         }
     }
+}
 
-    fn explain(&self, error: &RedisError) -> SeenError {
-        let broken = |what: &str| SeenError::Broken(format!("Redis at {}: {what}", self.address));
-        match error.kind() {
-            ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig => broken(&error.to_string()),
-            ErrorKind::Server(ServerErrorKind::ReadOnly) => unavailable(&self.address, error),
-            _ if error.code() == Some("TOOMANYLOGS") => broken(
-                "topics were created anew too often for one seen set; set `redis.key_prefix` to another one",
-            ),
-            _ if error.code() == Some("OOM") => SeenError::Unavailable(format!(
-                "Redis at {} is full: raise its maxmemory (a trace takes about 26 bytes for 1.5 windows)",
-                self.address
-            )),
-            _ => unavailable(&self.address, error),
-        }
+/// What it means that a script failed.
+fn explain(address: &str, error: &RedisError) -> SeenError {
+    let broken = |what: &str| SeenError::Broken(format!("Redis at {address}: {what}"));
+    match error.kind() {
+        ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig => broken(&error.to_string()),
+        ErrorKind::Server(ServerErrorKind::ReadOnly) => unavailable(address, error),
+        _ if error.code() == Some("TOOMANYLOGS") => broken(
+            "topics were created anew too often for one seen set; set `redis.key_prefix` to another one",
+        ),
+        _ if error.code() == Some("OOM") => SeenError::Unavailable(format!(
+            "Redis at {address} is full: raise its maxmemory (a trace takes about 26 bytes for 1.5 windows)"
+        )),
+        _ => unavailable(address, error),
     }
 }
 
@@ -333,6 +355,7 @@ impl SeenSet for RedisSeen {
 
     /// Redis expires the hashes by itself; how much memory they take is worth a look as often.
     async fn expire(&self) -> Result<(), SeenError> {
-        server::tell_memory(&mut self.primary.connection(), &self.address).await
+        let server = self.server()?;
+        server::tell_memory(&mut server.primary.connection(), &server.address).await
     }
 }

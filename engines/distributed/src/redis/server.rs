@@ -11,6 +11,8 @@ const OLDEST_VERSION: (u32, u32) = (6, 2);
 /// What is assumed of a server that does not tell its `hash-max-listpack-entries`: the smallest default
 /// that there has been.
 const ASSUMED_LISTPACK_ENTRIES: u32 = 128;
+/// Hashes are planned to be this full at most: they vary, and one that outgrows the limit becomes wasteful.
+const PLANNED_FILL: f64 = 0.75;
 /// Below this, hashes spend more on their names than they save.
 const SMALLEST_LISTPACK_ENTRIES: u32 = 64;
 /// A field has 12 bytes, a value at most 25.
@@ -22,7 +24,7 @@ pub(super) struct Server {
     /// Where it is, without user and password.
     pub(super) address: String,
     /// How many entries a hash may have before it takes several times the memory for each.
-    pub(super) listpack_entries: u32,
+    listpack_entries: u32,
 }
 
 impl Server {
@@ -36,6 +38,11 @@ impl Server {
             .map_err(|problem| SeenError::Broken(format!("Redis at {address}: {problem}")))?;
         let listpack_entries = listpack_entries(&mut connection, &address).await;
         Ok(Self { primary, address, listpack_entries })
+    }
+
+    /// How many marks a hash is planned to have.
+    pub(super) fn hash_marks(&self) -> u32 {
+        ((f64::from(self.listpack_entries) * PLANNED_FILL) as u32).max(1)
     }
 }
 

@@ -216,13 +216,26 @@ impl System {
 
     /// Starts all programs and waits until each says that it is ready.
     pub async fn start_again(&self) {
-        *self.running.lock().unwrap() = self.programs.iter().map(Program::start).collect();
+        self.start_programs();
         self.until_ready().await;
+    }
+
+    /// Starts all programs.
+    pub fn start_programs(&self) {
+        *self.running.lock().unwrap() = self.programs.iter().map(Program::start).collect();
     }
 
     /// Until every process says that it is ready.
     pub async fn until_ready(&self) {
-        for condition in &self.conditions {
+        self.until_ready_but(&[]).await;
+    }
+
+    /// The same but for those with these names.
+    pub async fn until_ready_but(&self, waiting: &[&str]) {
+        for (program, condition) in self.programs.iter().zip(&self.conditions) {
+            if waiting.contains(&program.name.as_str()) {
+                continue;
+            }
             eventually(&format!("readiness at {condition}"), async || {
                 self.running.lock().unwrap().iter_mut().for_each(Process::must_be_running);
                 let answer = self.http.get(format!("{condition}/readyz")).send().await;
@@ -254,6 +267,11 @@ impl System {
     /// Where its processes tell their condition and metrics.
     pub fn conditions(&self) -> &[String] {
         &self.conditions
+    }
+
+    /// Where the process with this name tells them.
+    pub fn condition(&self, name: &str) -> &str {
+        &self.conditions[self.programs.iter().position(|program| program.name == name).unwrap()]
     }
 
     /// The program with this name.
