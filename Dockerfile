@@ -4,14 +4,14 @@
 FROM rust:1.95-bookworm AS build
 # For Kafka over TLS, with SCRAM or OAUTHBEARER.
 RUN apt-get update \
- && apt-get install -y --no-install-recommends libssl-dev libcurl4-openssl-dev \
+ && apt-get install -y --no-install-recommends libssl-dev \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     cargo build --release --locked --bins --workspace --exclude xtask --exclude panopticon-bench \
-      --features panopticon-process/kafka-oidc \
+      --features panopticon-process/kafka-tls \
  && mkdir /out \
  && cp target/release/panopticon target/release/ingest-gateway target/release/stream-workers \
        target/release/anomaly-detector target/release/guard-enforcer target/release/webhook-dispatcher \
@@ -19,7 +19,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 
 FROM debian:bookworm-slim
 RUN apt-get update \
- && apt-get install -y --no-install-recommends ca-certificates curl libssl3 libcurl4 \
+ && apt-get install -y --no-install-recommends ca-certificates curl libssl3 \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --system --create-home --home-dir /data panopticon
 COPY --from=build /out/ /usr/local/bin/

@@ -16,3 +16,18 @@ pub fn check(config: &Config) -> Result<(), String> {
     redis::check(config).map_err(|error| error.to_string())?;
     clickhouse::check(config).map_err(|error| error.to_string())
 }
+
+/// An error with its causes; drivers hide the cause that matters.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}

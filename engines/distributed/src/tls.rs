@@ -30,22 +30,45 @@ pub(crate) fn client(files: &TlsFiles<'_>) -> Result<ClientConfig, String> {
         .map_err(|error| unusable(error.to_string()))
 }
 
+/// TLS to another server than that of the files: the system's authorities are believed too, and no certificate is
+/// shown.
+pub(crate) fn to_the_web(files: &TlsFiles<'_>) -> Result<ClientConfig, String> {
+    let mut store = of_the_system();
+    add_those_in(files, &mut store)?;
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    Ok(builder.with_root_certificates(store).with_no_client_auth())
+}
+
 fn authorities(files: &TlsFiles<'_>) -> Result<RootCertStore, String> {
+    if !files.ca.as_os_str().is_empty() {
+        let mut store = RootCertStore::empty();
+        add_those_in(files, &mut store)?;
+        return Ok(store);
+    }
+    let store = of_the_system();
+    match store.is_empty() {
+        true => Err(format!("this system has no certificates of authorities: set {}", files.ca_setting())),
+        false => Ok(store),
+    }
+}
+
+/// Those of the system that cannot be read are missed only where they are needed.
+fn of_the_system() -> RootCertStore {
     let mut store = RootCertStore::empty();
+    store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    store
+}
+
+fn add_those_in(files: &TlsFiles<'_>, store: &mut RootCertStore) -> Result<(), String> {
     if files.ca.as_os_str().is_empty() {
-        // Those of the system that cannot be read are missed only where they are needed.
-        store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        return match store.is_empty() {
-            true => {
-                Err(format!("this system has no certificates of authorities: set {}", files.ca_setting()))
-            }
-            false => Ok(store),
-        };
+        return Ok(());
     }
     for certificate in certificates(files.ca)? {
         store.add(certificate).map_err(|error| format!("{}: {error}", files.ca_setting()))?;
     }
-    Ok(store)
+    Ok(())
 }
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {

@@ -6,6 +6,10 @@
 // Everything here runs in tests only.
 #![allow(clippy::unwrap_used)]
 
+#[cfg(feature = "kafka-tls")]
+#[path = "connections/kafka_token.rs"]
+mod kafka_token;
+
 use std::{
     env,
     path::{Path, PathBuf},
@@ -102,7 +106,7 @@ fn what_this_build_cannot_do_with_kafka_is_refused_with_the_feature_that_can() {
         config.kafka.username = "me".to_owned();
         change(&mut config);
         let error = check(&config).unwrap_err();
-        assert!(error.contains(told) && error.contains("--features kafka-"), "{error}");
+        assert!(error.contains(told) && error.contains("--features kafka-tls"), "{error}");
     };
     refused(|c| c.kafka.tls = true, "`kafka.tls`");
     refused(|c| c.kafka.sasl_mechanism = Some(SaslMechanism::ScramSha256), "SCRAM-SHA-256");

@@ -84,7 +84,7 @@ pub(super) fn prepare(dist: &Dist, dir: &Path, ports: &Ports) -> Result<Command>
     Ok(server)
 }
 
-/// What the secured listeners offer beside PLAIN.
+/// What the secured listeners offer beside PLAIN and OAUTHBEARER.
 const SCRAM: [&str; 2] = ["SCRAM-SHA-256", "SCRAM-SHA-512"];
 
 fn scram_user(mechanism: &str) -> String {
@@ -119,9 +119,14 @@ fn sasl(listener: &str) -> String {
         let name = mechanism.to_lowercase();
         format!("{listener}.{name}.sasl.jaas.config={MODULES}.scram.ScramLoginModule required;\n")
     });
+    // Without a validator of its own the broker takes tokens that nobody has signed; the claim is for the token of
+    // the broker itself, which it does not use. A connection ends with its token, unless it brings another.
     format!(
-        "{listener}.sasl.enabled.mechanisms=PLAIN,{}\n\
-         {listener}.plain.sasl.jaas.config={MODULES}.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";\n{}",
+        "{listener}.sasl.enabled.mechanisms=PLAIN,OAUTHBEARER,{}\n\
+         {listener}.plain.sasl.jaas.config={MODULES}.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";\n\
+         {listener}.oauthbearer.sasl.jaas.config={MODULES}.oauthbearer.OAuthBearerLoginModule required \
+         unsecuredLoginStringClaim_sub=\"{USER}\";\n\
+         {listener}.oauthbearer.connections.max.reauth.ms=3600000\n{}",
         SCRAM.join(","),
         scram.concat()
     )

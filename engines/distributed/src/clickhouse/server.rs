@@ -10,7 +10,7 @@ use hyper_util::{
 };
 use panopticon_core::{config::ClickhouseConfig, store::StoreError};
 
-use crate::tls;
+use crate::{tls, with_causes};
 
 /// The server closes connections that are idle for longer than three seconds.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -209,7 +209,7 @@ impl Server {
     }
 
     pub(super) fn explain(&self, error: &Error) -> Failure {
-        let text = format!("ClickHouse at {}: {}", self.url, shortened(&chain(error)));
+        let text = format!("ClickHouse at {}: {}", self.url, shortened(&with_causes(error)));
         if let Some(advice) = tls::advice(&text, &self.config.tls_files()) {
             return Failure::Broken(format!("{text}; {advice}"));
         }
@@ -257,21 +257,6 @@ pub(super) struct Insert<'a> {
 fn code(answer: &str) -> Option<u32> {
     let after = answer.split_once("Code: ")?.1;
     after.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
-
-/// An error with its causes; drivers hide the cause that matters.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// The server repeats whole statements in its errors.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    error::Error,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,6 +11,7 @@ use panopticon_core::log::{LogError, Record};
 use parking_lot::{Mutex, RwLock};
 use rdkafka::{
     ClientContext,
+    client::OAuthToken,
     error::{KafkaError, RDKafkaErrorCode as Code},
     message::Message,
     producer::{DeliveryResult, Producer, ProducerContext, ThreadedProducer},
@@ -31,6 +33,12 @@ type Answer = oneshot::Sender<Result<Option<u64>, KafkaError>>;
 struct Deliveries(Voice);
 
 impl ClientContext for Deliveries {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.0.token()
+    }
+
     fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
         self.0.log(level, facility, message);
     }
@@ -144,7 +152,7 @@ impl Drop for Appender {
 }
 
 fn new_sender(clients: &Clients) -> Result<Sender, OpenError> {
-    clients.create(clients.producer("append"), Deliveries(Voice::new("append")))
+    clients.create(clients.producer("append"), Deliveries(clients.voice("append")))
 }
 
 /// Not async: what the driver is given must not live across an await.

@@ -1,9 +1,9 @@
 //! What every client of the brokers is made with: addresses, limits, reconnection.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use panopticon_core::{
-    config::{Config, KafkaConfig},
+    config::{Config, KafkaConfig, SaslMechanism},
     topic::Topic,
 };
 use rdkafka::{
@@ -12,9 +12,12 @@ use rdkafka::{
 };
 
 use super::{
+    context::Voice,
     error::{OpenError, setting},
     keeper::Keeper,
+    oauth::Tokens,
     security,
+    token_endpoint::Endpoint,
 };
 
 /// How long a single question to the brokers (metadata, offsets) may take.
@@ -81,6 +84,8 @@ pub(super) struct Clients {
     /// How many records of a partition wait in memory for its lease.
     queue_records: usize,
     pub(super) keeper: Keeper,
+    /// With OAUTHBEARER.
+    pub(super) tokens: Option<Arc<Tokens>>,
 }
 
 impl Clients {
@@ -95,8 +100,20 @@ impl Clients {
         }
         security::check(&kafka)?;
         let queue_records = config.stages.queue_records.max(1);
-        let keeper = Keeper::start().map_err(|error| OpenError::Setting(error.to_string()))?;
-        Ok(Self { kafka, queue_records, keeper })
+        let no_thread = |error: std::io::Error| OpenError::Setting(error.to_string());
+        let keeper = Keeper::start().map_err(no_thread)?;
+        let tokens = match kafka.sasl_mechanism {
+            Some(SaslMechanism::OauthBearer) => {
+                Some(Arc::new(Tokens::new(Endpoint::new(&kafka)?).map_err(no_thread)?))
+            }
+            _ => None,
+        };
+        Ok(Self { kafka, queue_records, keeper, tokens })
+    }
+
+    /// The context of the client called `client`.
+    pub(super) fn voice(&self, client: &str) -> Voice {
+        Voice::new(client, self.tokens.clone())
     }
 
     /// The name of a topic on the brokers.

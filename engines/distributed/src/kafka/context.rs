@@ -1,26 +1,41 @@
 //! Where the driver's log lines and errors go.
 
-use std::sync::Arc;
+use std::{error::Error, sync::Arc};
 
 use parking_lot::Mutex;
 use rdkafka::{
     ClientContext, Statistics,
+    client::OAuthToken,
     config::RDKafkaLogLevel,
     consumer::ConsumerContext,
     error::{KafkaError, RDKafkaErrorCode},
 };
 
-/// Sends what a client says to `tracing`, and remembers its last complaint for error messages.
-#[derive(Debug, Clone)]
+use super::oauth::Tokens;
+
+/// Sends what a client says to `tracing`, remembers its last complaint for error messages, and has its tokens.
+#[derive(Clone)]
 pub(super) struct Voice {
     /// What the client is for.
     client: Arc<str>,
     last: Arc<Mutex<Option<String>>>,
+    /// With OAUTHBEARER.
+    tokens: Option<Arc<Tokens>>,
 }
 
 impl Voice {
-    pub(super) fn new(client: &str) -> Self {
-        Self { client: client.into(), last: Arc::default() }
+    pub(super) fn new(client: &str, tokens: Option<Arc<Tokens>>) -> Self {
+        Self { client: client.into(), last: Arc::default(), tokens }
+    }
+
+    /// What every context of the driver answers when a client needs a token.
+    pub(super) fn token(&self) -> Result<OAuthToken, Box<dyn Error>> {
+        match &self.tokens {
+            Some(tokens) => Ok(tokens.take()?),
+            None => {
+                Err("OAUTHBEARER is asked for by `kafka.sasl_mechanism` and `kafka.oauth_token_url`".into())
+            }
+        }
     }
 
     /// The last error, in the driver's words.
@@ -30,6 +45,12 @@ impl Voice {
 }
 
 impl ClientContext for Voice {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.token()
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         let client = &*self.client;
         match level {

@@ -21,14 +21,12 @@ pub enum OpenError {
     /// A setting on which a promise of the log rests.
     #[error("`kafka.properties.{0}` cannot be set: what the log promises rests on it")]
     Reserved(String),
-    /// Something that this build was made without.
-    #[error("this build cannot do {setting}: build with `--features {feature}`")]
-    NotBuilt {
-        /// Which setting asks for it.
-        setting: String,
-        /// The feature that has it.
-        feature: &'static str,
-    },
+    /// No token can be asked for there.
+    #[error("`kafka.oauth_token_url`: {0}")]
+    TokenUrl(String),
+    /// A setting that asks for what this build was made without.
+    #[error("this build cannot do {0}: build with `--features kafka-tls`")]
+    NotBuilt(String),
     /// A prefix that no topic name can have.
     #[error("`kafka.topic_prefix` is `{0}`: a topic name has letters, digits, `.`, `_` and `-`")]
     Prefix(String),

@@ -29,17 +29,17 @@ pub(super) trait Idle: Send + Sync {
 /// The thread that looks after idle clients; it ends with this value.
 pub(super) struct Keeper {
     idle: Arc<Mutex<Vec<Weak<dyn Idle>>>>,
-    /// Dropping it ends the thread.
-    _alive: Sender<()>,
+    /// Tells the thread to look at once; dropping it ends the thread.
+    added: Sender<()>,
 }
 
 impl Keeper {
     pub(super) fn start() -> std::io::Result<Self> {
         let idle: Arc<Mutex<Vec<Weak<dyn Idle>>>> = Arc::default();
-        let (alive, ended) = channel::<()>();
+        let (added, news) = channel::<()>();
         let list = Arc::clone(&idle);
         thread::Builder::new().name("kafka-keeper".to_owned()).spawn(move || {
-            while ended.recv_timeout(ROUND) == Err(RecvTimeoutError::Timeout) {
+            while news.recv_timeout(ROUND) != Err(RecvTimeoutError::Disconnected) {
                 let clients: Vec<Arc<dyn Idle>> = {
                     let mut list = list.lock();
                     list.retain(|client| client.strong_count() > 0);
@@ -48,12 +48,14 @@ impl Keeper {
                 clients.iter().for_each(|client| client.drain());
             }
         })?;
-        Ok(Self { idle, _alive: alive })
+        Ok(Self { idle, added })
     }
 
-    /// Looks after `client` for as long as it lives.
+    /// Looks after `client` for as long as it lives, and at once: it may need a token before it can do anything.
     pub(super) fn keep(&self, client: Weak<dyn Idle>) {
         self.idle.lock().push(client);
+        // The thread ends after its sender only.
+        let _ = self.added.send(());
     }
 }
 

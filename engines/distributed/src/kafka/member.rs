@@ -19,7 +19,6 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     client::Clients,
-    context::Voice,
     group::Group,
     lease::KafkaLease,
     offsets::Offsets,
@@ -101,7 +100,7 @@ impl Member {
         stage: &'static str,
         topic: Topic,
     ) -> Result<(Self, JoinHandle<()>), LogError> {
-        let context = Rebalances::new(Voice::new(stage));
+        let context = Rebalances::new(clients.voice(stage));
         let mut consumer: BaseConsumer<Rebalances> = clients.create(clients.member(stage, topic), context)?;
         let wake = Arc::new(Wake::default());
         let bell = Arc::clone(&wake);

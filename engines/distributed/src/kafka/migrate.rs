@@ -96,7 +96,7 @@ pub async fn migrate(config: &Config) -> Result<MigrateReport, MigrateError> {
     let brokers = blocking(move || asker.brokers(timeout).map_err(LogError::from)).await?;
     let replication = replication(config, brokers)?;
     let migration = Migration {
-        admin: clients.create(clients.base("migrate"), Voice::new("migrate"))?,
+        admin: admin(&clients).await?,
         readers: Arc::new(Readers::new(&clients, &offsets)),
         definitions: definitions(config, replication).map_err(MigrateError::Definitions)?,
         offsets,
@@ -105,6 +105,19 @@ pub async fn migrate(config: &Config) -> Result<MigrateReport, MigrateError> {
     let mut report = MigrateReport { replication, ..MigrateReport::default() };
     migration.run(&mut report).await?;
     Ok(report)
+}
+
+/// The client that creates topics.
+async fn admin(clients: &Arc<Clients>) -> Result<AdminClient<Voice>, MigrateError> {
+    let admin: AdminClient<Voice> = clients.create(clients.base("migrate"), clients.voice("migrate"))?;
+    let Some(tokens) = clients.tokens.clone() else { return Ok(admin) };
+    // Nobody takes its events, so it cannot ask.
+    blocking(move || match tokens.give(admin.inner()) {
+        Ok(()) => Ok(admin),
+        Err(error) => Err(LogError::Unavailable(error.to_string())),
+    })
+    .await
+    .map_err(MigrateError::from)
 }
 
 /// How many replicas new topics get.

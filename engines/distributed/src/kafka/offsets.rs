@@ -118,6 +118,11 @@ impl Offsets {
 
     /// Whether any broker answers within `timeout`; the number of brokers.
     pub(super) fn brokers(&self, timeout: Duration) -> Result<usize, OpenError> {
+        let unreachable =
+            |reason| OpenError::Unreachable { brokers: self.clients.kafka.brokers.clone(), reason };
+        if let Some(tokens) = &self.clients.tokens {
+            tokens.take().map_err(|error| unreachable(error.to_string()))?;
+        }
         let asked = self.any.client();
         match asked.0.fetch_metadata(None, timeout) {
             Ok(metadata) => Ok(metadata.brokers().len()),
@@ -125,7 +130,7 @@ impl Offsets {
                 asked.drain();
                 let mut reason = asked.0.context().last_error().unwrap_or_else(|| error.to_string());
                 reason.push_str(security::advice(&self.clients.kafka, &reason));
-                Err(OpenError::Unreachable { brokers: self.clients.kafka.brokers.clone(), reason })
+                Err(unreachable(reason))
             }
         }
     }
@@ -230,7 +235,7 @@ impl Offsets {
 }
 
 fn inquirer(clients: &Clients, settings: ClientConfig) -> Result<Arc<Inquirer>, OpenError> {
-    let inquirer = Arc::new(Inquirer(clients.create(settings, Voice::new("offsets"))?));
+    let inquirer = Arc::new(Inquirer(clients.create(settings, clients.voice("offsets"))?));
     let as_idle: Arc<dyn Idle> = Arc::<Inquirer>::clone(&inquirer);
     clients.keeper.keep(Arc::downgrade(&as_idle));
     Ok(inquirer)

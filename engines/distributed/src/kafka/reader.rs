@@ -214,10 +214,12 @@ impl Readers {
                 return Ok(reader);
             }
         }
-        let made = self.clients.create(self.clients.reader("read"), Voice::new("read"));
+        let made = self.clients.create(self.clients.reader("read"), self.clients.voice("read"));
         match made {
             Ok(consumer) => {
                 let reader = Arc::new(Reader { consumer, busy: Mutex::new(()) });
+                // Nobody else can while it is busy, and it may need a token first.
+                reader.drain();
                 let as_idle: Arc<dyn Idle> = Arc::<Reader>::clone(&reader);
                 self.clients.keeper.keep(Arc::downgrade(&as_idle));
                 Ok(reader)

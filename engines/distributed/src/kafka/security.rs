@@ -7,37 +7,32 @@ use rdkafka::ClientConfig;
 
 use super::error::OpenError;
 
-/// What this build lacks for the configuration, if anything: the setting, and the feature that has it.
-fn lacking(kafka: &KafkaConfig) -> Option<(String, &'static str)> {
-    const TLS: &str = "kafka-tls";
-    let by_driver = |name: &str| kafka.properties.get(name).map(|value| value.expose().to_ascii_lowercase());
-    let mechanism = kafka.sasl_mechanism.filter(|mechanism| *mechanism != SaslMechanism::Plain);
-    if !cfg!(feature = "kafka-tls") {
-        if kafka.tls {
-            return Some(("`kafka.tls`".to_owned(), TLS));
-        }
-        if let Some(mechanism) = mechanism.filter(|mechanism| *mechanism != SaslMechanism::OauthBearer) {
-            return Some((format!("`kafka.sasl_mechanism` {mechanism}"), TLS));
-        }
-        if by_driver("security.protocol").is_some_and(|protocol| protocol.contains("ssl")) {
-            return Some(("`kafka.properties.security.protocol`".to_owned(), TLS));
-        }
-        for name in ["sasl.mechanism", "sasl.mechanisms"] {
-            if by_driver(name).is_some_and(|mechanism| mechanism != "plain") {
-                return Some((format!("`kafka.properties.{name}`"), TLS));
-            }
-        }
+/// The setting that asks for what this build lacks, if any does.
+fn lacking(kafka: &KafkaConfig) -> Option<String> {
+    if cfg!(feature = "kafka-tls") {
+        return None;
     }
-    let by_token = mechanism == Some(SaslMechanism::OauthBearer);
-    (by_token && !cfg!(feature = "kafka-oidc"))
-        .then(|| ("`kafka.sasl_mechanism` OAUTHBEARER".to_owned(), "kafka-oidc"))
+    let by_driver = |name: &str| kafka.properties.get(name).map(|value| value.expose().to_ascii_lowercase());
+    if kafka.tls {
+        return Some("`kafka.tls`".to_owned());
+    }
+    if let Some(mechanism) = kafka.sasl_mechanism.filter(|mechanism| *mechanism != SaslMechanism::Plain) {
+        return Some(format!("`kafka.sasl_mechanism` {mechanism}"));
+    }
+    if by_driver("security.protocol").is_some_and(|protocol| protocol.contains("ssl")) {
+        return Some("`kafka.properties.security.protocol`".to_owned());
+    }
+    ["sasl.mechanism", "sasl.mechanisms"]
+        .into_iter()
+        .find(|name| by_driver(name).is_some_and(|mechanism| mechanism != "plain"))
+        .map(|name| format!("`kafka.properties.{name}`"))
 }
 
 /// Refuses what this build cannot do.
 pub(super) fn check(kafka: &KafkaConfig) -> Result<(), OpenError> {
     match lacking(kafka) {
         None => Ok(()),
-        Some((setting, feature)) => Err(OpenError::NotBuilt { setting, feature }),
+        Some(setting) => Err(OpenError::NotBuilt(setting)),
     }
 }
 
@@ -61,17 +56,9 @@ pub(super) fn apply(kafka: &KafkaConfig, settings: &mut ClientConfig) {
     file("ssl.key.location", files.key);
     let Some(mechanism) = kafka.sasl_mechanism else { return };
     settings.set("sasl.mechanism", mechanism.name());
+    // With OAUTHBEARER they are for the token endpoint, and the driver asks its context for tokens.
     if mechanism != SaslMechanism::OauthBearer {
         settings.set("sasl.username", &kafka.username).set("sasl.password", kafka.password.expose());
-        return;
-    }
-    settings
-        .set("sasl.oauthbearer.method", "oidc")
-        .set("sasl.oauthbearer.client.id", &kafka.username)
-        .set("sasl.oauthbearer.client.secret", kafka.password.expose())
-        .set("sasl.oauthbearer.token.endpoint.url", &kafka.oauth_token_url);
-    if !kafka.oauth_scope.is_empty() {
-        settings.set("sasl.oauthbearer.scope", &kafka.oauth_scope);
     }
 }
 
@@ -80,12 +67,12 @@ pub(super) fn advice(kafka: &KafkaConfig, said: &str) -> &'static str {
     let says = |words: &str| said.to_ascii_lowercase().contains(words);
     if says("unsupported sasl mechanism") || says("mechanism handshake") {
         "; the brokers do not offer `kafka.sasl_mechanism`"
+    } else if kafka.sasl_mechanism == Some(SaslMechanism::OauthBearer) && says("authentication") {
+        "; the brokers do not take the token of `kafka.oauth_token_url`: check `kafka.oauth_scope`, and whom they trust"
     } else if says("authentication fail") || says("invalid credentials") || says("scram") {
         "; check `kafka.username` and `kafka.password`"
     } else if says("certificate verify failed") || says("broker certificate") {
         "; is its authority in `kafka.ca_file`, and its name the one that is connected to?"
-    } else if says("oauthbearer") || says("token") {
-        "; check `kafka.oauth_token_url`, `kafka.username` and `kafka.password`"
     } else if says("ssl handshake") || says("plaintext broker listener") || says("disconnected") && kafka.tls
     {
         "; do the brokers speak TLS on this port (`kafka.tls`)?"

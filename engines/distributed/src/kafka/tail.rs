@@ -56,7 +56,7 @@ pub(super) fn follow(
     let what = format!("follow {topic}");
     let name = clients.topic(topic);
     let consumer: BaseConsumer<Voice> =
-        clients.create(clients.consumer("tail", &clients.id("reader")), Voice::new("tail"))?;
+        clients.create(clients.consumer("tail", &clients.id("reader")), clients.voice("tail"))?;
     let mut assignment = TopicPartitionList::with_capacity(starts.len());
     for (partition, start) in (0..partitions).zip(&starts) {
         assignment

@@ -3,6 +3,7 @@
 //! Everything here blocks; callers run it on threads that may.
 
 use std::{
+    error::Error,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,6 +19,7 @@ use panopticon_core::{
 use parking_lot::Mutex;
 use rdkafka::{
     ClientContext, TopicPartitionList,
+    client::OAuthToken,
     config::RDKafkaLogLevel,
     consumer::ConsumerGroupMetadata,
     error::{KafkaError, RDKafkaErrorCode as Code},
@@ -77,6 +79,12 @@ struct Reports {
 }
 
 impl ClientContext for Reports {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.voice.token()
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         self.voice.log(level, facility, message);
     }
@@ -139,7 +147,7 @@ pub(super) struct TxnProducer {
 impl TxnProducer {
     /// Takes over `id`: whoever had it is fenced, and what they had begun is undone or finished.
     pub(super) fn open(clients: &Clients, id: &str) -> Result<Self, LogError> {
-        let context = Reports { voice: Voice::new(id), landed: Mutex::default() };
+        let context = Reports { voice: clients.voice(id), landed: Mutex::default() };
         let producer: Arc<BaseProducer<Reports>> =
             Arc::new(clients.create(clients.transactional(id), context)?);
         let as_idle: Arc<dyn Idle> = Arc::<BaseProducer<Reports>>::clone(&producer);
