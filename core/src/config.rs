@@ -14,9 +14,13 @@ use figment::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use self::connections::{SaslMechanism, TlsFiles};
+pub use self::{
+    connections::{SaslMechanism, TlsFiles},
+    telemetry::TelemetryConfig,
+};
 
 mod connections;
+mod telemetry;
 
 /// A value that is never printed.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
@@ -119,6 +123,8 @@ pub struct Config {
     pub live: LiveConfig,
     /// Encryption of what must be kept readable.
     pub secrets: SecretsConfig,
+    /// Export of the process's own spans.
+    pub telemetry: TelemetryConfig,
 }
 
 /// An app given by configuration.
@@ -561,6 +567,7 @@ impl Default for Config {
             },
             live: LiveConfig { buffer_traces: 1_024, max_subscribers: 256, ping_secs: 15 },
             secrets: SecretsConfig { key: Secret::default() },
+            telemetry: TelemetryConfig::default(),
         }
     }
 }
@@ -664,6 +671,7 @@ impl Config {
             return invalid(format!("`retention.raw_days` must be at most {MAX_RAW_DAYS}"));
         }
         connections::check(self).map_err(ConfigError::Invalid)?;
+        self.telemetry.check().map_err(ConfigError::Invalid)?;
         if self.engine == Engine::Distributed && self.kafka.brokers.is_empty() {
             return invalid("`kafka.brokers` is empty".to_owned());
         }

@@ -7,6 +7,7 @@ use panopticon_core::{
     config::GatewayConfig,
     ids::{LogId, Place, SeenKey},
     log::{EventLog, LogError, Record},
+    telemetry::SPANS,
     time::Time,
     topic::Topic,
     trace::EnvelopeWriter,
@@ -15,7 +16,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::{Instant, sleep_until},
 };
-use tracing::warn;
+use tracing::{Instrument as _, Span, trace_span, warn};
 
 use crate::{
     marker::{Appended, Marker},
@@ -40,6 +41,8 @@ pub(crate) struct Parcel {
     pub room: OwnedSemaphorePermit,
     /// How many traces wait in the partition's queue.
     pub waiting: metrics::Gauge,
+    /// Of the request, where spans are exported.
+    pub span: Span,
     pub answer: oneshot::Sender<Vec<Verdict>>,
 }
 
@@ -120,10 +123,15 @@ impl Appender {
         metrics::histogram!("panopticon_gateway_envelope_traces").record(keys.len() as f64);
         let began = Instant::now();
         let record = Record::message(envelope.finish());
+        let span = shared_by(
+            &parcels,
+            |parent| trace_span!(target: SPANS, parent: parent, "append", partition = self.partition, traces = keys.len()),
+        );
         let appended = tokio::time::timeout(
             self.append_timeout,
             self.log.append(Topic::TracesRaw, self.partition, record),
         )
+        .instrument(span)
         .await
         .unwrap_or_else(|_| {
             Err(LogError::Unavailable(format!("no answer within {} ms", self.append_timeout.as_millis())))
@@ -143,6 +151,16 @@ impl Appender {
             }
         }
     }
+}
+
+/// The span of what is done for several requests at once: it is part of the first one's, and linked to the others'.
+pub(crate) fn shared_by(parcels: &[Parcel], made: impl FnOnce(&Span) -> Span) -> Span {
+    let Some((first, others)) = parcels.split_first() else { return Span::none() };
+    let span = made(&first.span);
+    if !span.is_none() {
+        others.iter().for_each(|other| _ = span.follows_from(&other.span));
+    }
+    span
 }
 
 /// Answers parcels, each with its part of `verdicts`.

@@ -13,7 +13,7 @@ use panopticon_core::{
     topic::Topic,
 };
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tracing::debug;
+use tracing::{Span, debug};
 
 use crate::{
     appender::{Appender, Parcel, Taken},
@@ -55,7 +55,7 @@ impl Queue {
         let (answer, verdicts) = oneshot::channel();
         self.waiting.increment(f64::from(wanted));
         let waiting = self.waiting.clone();
-        self.parcels.send(Parcel { traces, bytes, room, waiting, answer }).ok()?;
+        self.parcels.send(Parcel { traces, bytes, room, waiting, span: Span::current(), answer }).ok()?;
         Some(verdicts)
     }
 }

@@ -6,12 +6,13 @@ use std::{sync::Arc, time::Duration};
 use panopticon_core::{
     ids::{Place, SeenKey},
     seen::{Mark, Marked, SeenSet},
+    telemetry::SPANS,
 };
 use tokio::sync::mpsc;
-use tracing::warn;
+use tracing::{Instrument as _, trace_span, warn};
 
 use crate::{
-    appender::{Parcel, answer},
+    appender::{Parcel, answer, shared_by},
     verdict::Verdict,
 };
 
@@ -65,8 +66,12 @@ async fn run(seen: Arc<dyn SeenSet>, timeout: Duration, mut queue: mpsc::Unbound
             envelopes.push(next);
         }
         let places: Vec<Place> = marks.iter().map(|mark| mark.place).collect();
-        let parcels = envelopes.into_iter().flat_map(|envelope| envelope.parcels).collect();
-        match tokio::time::timeout(timeout, seen.mark(marks, None)).await {
+        let parcels: Vec<Parcel> = envelopes.into_iter().flat_map(|envelope| envelope.parcels).collect();
+        let span = shared_by(
+            &parcels,
+            |parent| trace_span!(target: SPANS, parent: parent, "mark", traces = marks.len()),
+        );
+        match tokio::time::timeout(timeout, seen.mark(marks, None)).instrument(span).await {
             Ok(Ok(Marked::First(first))) => {
                 let is_own = places.iter().zip(&first).map(|(own, first)| own == first);
                 // What had another place before is a duplicate.

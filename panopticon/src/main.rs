@@ -110,7 +110,7 @@ async fn run_serve(args: ServeArgs) -> anyhow::Result<()> {
     if let Some(listen) = args.listen {
         config.listen = listen;
     }
-    let process = Process::start(config).await?;
+    let process = Process::start(config, "serve").await?;
     let server = match serve::Server::start(&process).await {
         Ok(server) => server,
         Err(_) if process.shutdown.is_cancelled() => return Ok(()),
@@ -124,12 +124,14 @@ async fn run_serve(args: ServeArgs) -> anyhow::Result<()> {
         }
     }
     println!("{}", welcome::text(&server.url));
-    server.run().await
+    let ended = server.run().await;
+    process.end().await;
+    ended
 }
 
 async fn migrate(args: &CommonArgs) -> anyhow::Result<()> {
     let config = Config::load(args.config.as_deref())?;
-    telemetry::start_logging(&config)?;
+    telemetry::start_logging(&config, None)?;
     panopticon_process::migrate(&config, Arc::new(SystemClock)).await?;
     println!("topics and tables are as this version needs them");
     Ok(())

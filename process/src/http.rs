@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::Process;
+use crate::{Process, requests::traced};
 
 /// Where the condition is told unless the configuration says otherwise.
 const METRICS_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7421);
@@ -42,7 +42,7 @@ pub async fn serve(
             warn!(%error, "cannot set TCP_NODELAY");
         }
     });
-    let app = router.into_make_service_with_connect_info::<SocketAddr>();
+    let app = traced(router).into_make_service_with_connect_info::<SocketAddr>();
     let serving = axum::serve(listener, app).with_graceful_shutdown(shutdown.clone().cancelled_owned());
     let deadline = async {
         shutdown.cancelled().await;

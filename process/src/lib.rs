@@ -1,8 +1,10 @@
 //! What every process of Panopticon shares: it reads its configuration, waits for its servers, tells its
 //! condition and its metrics on an address of its own, and ends in order on SIGTERM.
 
+mod export;
 mod http;
 mod ports;
+mod requests;
 mod signals;
 mod stages;
 
@@ -23,6 +25,7 @@ use panopticon_core::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::export::Export;
 pub use self::{
     http::{bind, condition, serve},
     ports::{NeedOfSeen, NeedOfStore, Needs, Ports, arrivals, check_connections, migrate},
@@ -45,12 +48,15 @@ pub struct Process {
     /// Cancelled when it shall end.
     pub shutdown: CancellationToken,
     metrics: PrometheusHandle,
+    export: Export,
 }
 
 impl Process {
-    /// Starts logging, metrics and the address that tells the process's condition.
-    pub async fn start(config: Config) -> anyhow::Result<Self> {
-        telemetry::start_logging(&config)?;
+    /// Starts logging, metrics, the export of spans and the address that tells the process's condition; spans are
+    /// those of `name`.
+    pub async fn start(config: Config, name: &str) -> anyhow::Result<Self> {
+        let (export, spans) = Export::start(&config.telemetry, name)?;
+        telemetry::start_logging(&config, spans)?;
         let metrics = telemetry::start_metrics()?;
         let process = Self {
             config: Arc::new(config),
@@ -58,10 +64,16 @@ impl Process {
             health: Health::default(),
             shutdown: CancellationToken::new(),
             metrics,
+            export,
         };
         signals::cancel_on_signal(process.shutdown.clone())?;
         http::serve_condition(&process).await?;
         Ok(process)
+    }
+
+    /// Sends what is still to be told of this process, as its last act.
+    pub async fn end(&self) {
+        self.export.end().await;
     }
 
     /// What stages need.
@@ -179,9 +191,10 @@ where
         );
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let ended = runtime.block_on(async {
-            let process = Process::start(config).await?;
+            let process = Process::start(config, name).await?;
             info!(worker = name, config = %serde_json::to_string(&*process.config).unwrap_or_default(), "starting");
             let ended = body(process.clone()).await;
+            process.end().await;
             if process.shutdown.is_cancelled() {
                 info!(worker = name, "ended");
                 return Ok(());

@@ -14,12 +14,13 @@ use panopticon_core::{
     log::{Commit, Lease, Output, Poll, PollLimits},
     stage::{PartitionContext, Stage, StageError, dead_letter_row},
     store::{Attempt, BatchRange, RefusedRow, Rows, StoreError, TraceStore},
+    telemetry::SPANS,
     time::{SharedClock, Time},
     topic::Topic,
     trace::encode_envelope,
 };
 use tokio::{sync::Semaphore, time::Instant};
-use tracing::info;
+use tracing::{Instrument as _, info, trace_span};
 
 use crate::batch::{Batch, Table};
 
@@ -73,7 +74,17 @@ impl Store {
             let _turn = inserts.acquire().await;
             let (count, began) = (rows.len(), Instant::now());
             let oldest = oldest_trace(&rows);
-            let refused = store.insert(range, rows, attempt).await?;
+            let span = trace_span!(
+                target: SPANS,
+                parent: None,
+                "insert",
+                otel.name = format!("insert {}", range.topic),
+                otel.kind = "client",
+                topic = range.topic.name(),
+                partition = range.partition,
+                rows = count,
+            );
+            let refused = store.insert(range, rows, attempt).instrument(span).await?;
             metrics::counter!("panopticon_store_rows_total", "topic" => range.topic.name())
                 .increment(count as u64);
             metrics::histogram!("panopticon_store_insert_seconds", "topic" => range.topic.name())

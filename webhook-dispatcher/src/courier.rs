@@ -6,11 +6,12 @@ use http::StatusCode;
 use panopticon_core::{
     control::ControlView,
     secrets::Sealer,
+    telemetry::SPANS,
     time::{SharedClock, Time},
 };
 use panopticon_proto::{control::WebhookEndpoint, log::Delivery};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{Instrument as _, debug, field::Empty, trace_span, warn};
 use uuid::Uuid;
 
 use crate::{
@@ -80,7 +81,22 @@ impl Courier {
             Some(endpoint) => endpoint,
         };
         let begun = Instant::now();
-        let sent = self.send(&endpoint, &delivery, clock.now()).await;
+        let span = trace_span!(
+            target: SPANS,
+            parent: None,
+            "webhook delivery",
+            otel.kind = "client",
+            otel.status_code = Empty,
+            delivery_id = %id,
+            endpoint_id = delivery.endpoint_id,
+            outcome = Empty,
+            http.response.status_code = Empty,
+        );
+        let sent = self.send(&endpoint, &delivery, clock.now()).instrument(span.clone()).await;
+        span.record("outcome", sent.kind).record("http.response.status_code", sent.status);
+        if sent.outcome != Outcome::Delivered {
+            span.record("otel.status_code", "ERROR");
+        }
         let took = begun.elapsed();
         let at = clock.now();
         metrics::counter!("panopticon_webhook_attempts_total", "outcome" => sent.kind).increment(1);

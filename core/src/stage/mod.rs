@@ -109,6 +109,7 @@ pub struct PartitionContext {
     pub stage: &'static str,
     /// The topic that it reads.
     pub topic: Topic,
+    partition: u32,
     health: PartHealth,
     labels: [(&'static str, String); 3],
 }
@@ -120,6 +121,7 @@ impl PartitionContext {
             runtime: runtime.clone(),
             stage: stage.name(),
             topic: stage.input(),
+            partition,
             labels: [
                 ("stage", stage.name().to_owned()),
                 ("topic", stage.input().name().to_owned()),

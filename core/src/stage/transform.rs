@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::time::Instant;
-use tracing::debug;
+use tracing::{Instrument as _, Span, debug, trace_span};
 
 use super::{IDLE_WAIT, PartitionContext, StageError, dead_letter};
 use crate::{
     log::{Commit, Lease, Output, Poll, Stored},
+    telemetry::SPANS,
     time::Time,
 };
 
@@ -80,13 +81,18 @@ pub async fn transform<T: Transform>(
             Some(done) => IDLE_WAIT.min((done.since + hold).saturating_duration_since(Instant::now())),
             None => IDLE_WAIT,
         };
+        let polled = Instant::now();
         let Some(mut records) = gather(lease, context, wait, paced_until).await? else { break };
         context.took(&records);
         let taken = records.len();
+        let batch = batch_span(context, taken, polled);
         let next = records.last().map(|last| last.offset + 1);
         records.retain(|stored| stored.record.is_for(context.stage));
         let outputs = match next {
-            Some(next) => transform.process(&records, next).await?,
+            Some(next) => {
+                let process = trace_span!(target: SPANS, parent: &batch, "process");
+                transform.process(&records, next).instrument(process).await?
+            }
             None => transform.idle(context.runtime.clock.now()).await?,
         };
         let urgent = outputs.iter().any(|output| transform.is_urgent(output));
@@ -98,7 +104,8 @@ pub async fn transform<T: Transform>(
         };
         if let Some(done) = uncommitted.take_if(is_due) {
             let began = Instant::now();
-            lease.commit(Commit { metadata: transform.metadata(), ..done.commit }).await?;
+            let commit = trace_span!(target: SPANS, parent: &batch, "commit", records = done.records);
+            lease.commit(Commit { metadata: transform.metadata(), ..done.commit }).instrument(commit).await?;
             context.finished(done.records);
             paced_until = began + pace.max(began.elapsed() * 2);
         }
@@ -111,6 +118,25 @@ pub async fn transform<T: Transform>(
         }
     }
     Ok(())
+}
+
+/// The span of a batch, which began with a poll; none where nothing came.
+fn batch_span(context: &PartitionContext, records: usize, polled: Instant) -> Span {
+    if records == 0 {
+        return Span::none();
+    }
+    trace_span!(
+        target: SPANS,
+        parent: None,
+        "batch",
+        otel.name = format!("{} batch", context.stage),
+        otel.kind = "consumer",
+        stage = context.stage,
+        topic = context.topic.name(),
+        partition = context.partition,
+        records,
+        poll_ms = polled.elapsed().as_millis() as u64,
+    )
 }
 
 /// The next records, all that came before `until`; none when none came within `wait`. `None`: the partition

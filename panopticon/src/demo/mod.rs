@@ -51,7 +51,7 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
         log: "warn".to_owned(),
         ..Config::default()
     };
-    let process = Process::start(config).await?;
+    let process = Process::start(config, "demo").await?;
     let server = Server::start(&process).await?;
     let url = server.url.clone();
     let serving = tokio::spawn(server.run());

@@ -31,6 +31,7 @@ mod live;
 mod paks;
 mod process;
 mod rate_limit;
+mod spans;
 mod timeline_usage;
 mod upgrade;
 mod webhooks;
