@@ -8,7 +8,7 @@ use panopticon_core::{
     seen::{Mark, Marked, SeenSet},
     telemetry::SPANS,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tracing::{Instrument as _, trace_span, warn};
 
 use crate::{
@@ -18,6 +18,10 @@ use crate::{
 
 /// More marks than this wait for the next call: as many as the seen set takes at once.
 const MAX_MARKS: usize = 20_000;
+
+/// How often the log says, at most, that traces are answered without the seen set: while it is away, that is so for
+/// each of them.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// An envelope that is in the log.
 pub(crate) struct Appended {
@@ -56,6 +60,7 @@ impl Marker {
 }
 
 async fn run(seen: Arc<dyn SeenSet>, timeout: Duration, mut queue: mpsc::UnboundedReceiver<Appended>) {
+    let mut told: Option<Instant> = None;
     while let Some(first) = queue.recv().await {
         let mut marks: Vec<Mark> = first.marks().collect();
         let mut envelopes = vec![first];
@@ -80,10 +85,13 @@ async fn run(seen: Arc<dyn SeenSet>, timeout: Duration, mut queue: mpsc::Unbound
             unmarked => {
                 // The traces are in the log, and the dedupe stage marks them: only the word is lost.
                 metrics::counter!("panopticon_gateway_unmarked_total").increment(places.len() as u64);
-                match unmarked {
-                    Ok(Err(error)) => warn!(%error, "answering without the seen set"),
-                    Err(_) => warn!("the seen set did not answer in time; answering without it"),
-                    Ok(Ok(_)) => {}
+                if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+                    told = Some(Instant::now());
+                    match unmarked {
+                        Ok(Err(error)) => warn!(%error, "answering without the seen set"),
+                        Err(_) => warn!("the seen set did not answer in time; answering without it"),
+                        Ok(Ok(_)) => {}
+                    }
                 }
                 answer(parcels, std::iter::repeat(Verdict::Accepted));
             }
