@@ -309,8 +309,8 @@ pub struct StagesConfig {
     pub queue_records: usize,
     /// Least time between two commits of a stage in one partition; what comes meanwhile goes into the next.
     pub pace_ms: u64,
-    /// How long a stage holds back the commit of a position beside which it has nothing to write that anybody
-    /// waits for.
+    /// How long a stage holds back outputs that nobody waits for; a position without outputs, four times as
+    /// long.
     pub commit_ms: u64,
     /// First pause after an error.
     pub retry_min_ms: u64,

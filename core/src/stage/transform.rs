@@ -37,6 +37,10 @@ pub trait Transform: Send {
     }
 }
 
+/// How many times as long a position is held back beside which there is nothing to write at all: only whoever
+/// takes the partition over reads it.
+const POSITION_HOLDS: u32 = 4;
+
 /// Work that is done but not yet committed: there was nothing to write, or nothing that anybody waits for.
 struct Uncommitted {
     commit: Commit,
@@ -51,6 +55,12 @@ impl Uncommitted {
         Self { commit: Commit::default(), records: 0, bytes: 0, since: Instant::now() }
     }
 
+    /// Until when it may wait, given how long outputs may that nobody waits for.
+    fn until(&self, hold: Duration) -> Instant {
+        let holds = if self.commit.outputs.is_empty() { POSITION_HOLDS } else { 1 };
+        self.since + hold * holds
+    }
+
     fn add(&mut self, records: usize, next: Option<u64>, outputs: Vec<Output>) {
         self.records += records;
         self.commit.next = next.or(self.commit.next);
@@ -63,8 +73,8 @@ impl Uncommitted {
 ///
 /// A commit costs the log the same for one record as for hundreds. So two commits lie at least
 /// `stages.pace_ms` apart, or twice as long as the first took: the busier the log, the more goes into a
-/// commit. What comes meanwhile goes into the second; and a position without outputs that
-/// are urgent is held back for up to `stages.commit_ms`. After a crash such records are looked at once more,
+/// commit. What comes meanwhile goes into the second; outputs that are not urgent are
+/// held back for up to `stages.commit_ms`, a position without any outputs four times as long. After a crash such records are looked at once more,
 /// with the same result.
 pub async fn transform<T: Transform>(
     lease: &mut dyn Lease,
@@ -78,7 +88,7 @@ pub async fn transform<T: Transform>(
     let mut paced_until = Instant::now();
     loop {
         let wait = match &uncommitted {
-            Some(done) => IDLE_WAIT.min((done.since + hold).saturating_duration_since(Instant::now())),
+            Some(done) => IDLE_WAIT.min(done.until(hold).saturating_duration_since(Instant::now())),
             None => IDLE_WAIT,
         };
         let polled = Instant::now();
@@ -100,7 +110,7 @@ pub async fn transform<T: Transform>(
             uncommitted.get_or_insert_with(Uncommitted::begin).add(taken, next, outputs);
         }
         let is_due = |done: &mut Uncommitted| {
-            urgent || done.bytes >= limits.batch_bytes || done.since.elapsed() >= hold
+            urgent || done.bytes >= limits.batch_bytes || done.until(hold) <= Instant::now()
         };
         if let Some(done) = uncommitted.take_if(is_due) {
             let began = Instant::now();
