@@ -79,12 +79,16 @@ pub async fn rage(
 }
 
 /// A server that ended by itself would make all that follows one long outage. It is one more fault that the
-/// product has to survive, and told as such.
-async fn raise_the_dead(bed: &Bed, journal: &Journal) {
+/// product has to survive, and told as such. Answers whether one had.
+async fn raise_the_dead(bed: &Bed, journal: &Journal) -> bool {
     let died = match bed.servers.died().await {
         Ok(died) => died,
-        Err(error) => return bed.incident(format!("{error:#}")),
+        Err(error) => {
+            bed.incident(format!("{error:#}"));
+            return false;
+        }
     };
+    let some = !died.is_empty();
     for server in died {
         let at = bed.began.elapsed().as_secs_f64();
         let kind = format!("{} ended by itself", server.name());
@@ -97,6 +101,7 @@ async fn raise_the_dead(bed: &Bed, journal: &Journal) {
         let fault = kind.clone();
         journal.struck.lock().push(Struck { kind, fault, at, until, recovery: None, note });
     }
+    some
 }
 
 async fn strike(
@@ -111,7 +116,10 @@ async fn strike(
     let note = match fault.strike(bed).await {
         Ok(note) => note,
         Err(error) => {
-            bed.incident(format!("{}: {error:#}", fault.kind()));
+            // A server may have ended by itself in the very moment.
+            if !raise_the_dead(bed, journal).await {
+                bed.incident(format!("{}: {error:#}", fault.kind()));
+            }
             format!("{error:#}")
         }
     };
