@@ -36,6 +36,9 @@ pub struct Store {
 const READ_BYTES: usize = 4 << 20;
 /// Most bytes of one poll: by no more does a batch outgrow its limits.
 const POLL_BYTES: usize = 1 << 20;
+/// How many times as long as an insert took lies between its beginning and the next one's, up to the slowest pace.
+const PACE_BY_COST: u32 = 3;
+const SLOWEST_PACE: Duration = Duration::from_secs(2);
 /// How long a poll waits; the batch's own age decides when it ends.
 const POLL_WAIT: Duration = Duration::from_millis(500);
 
@@ -114,14 +117,22 @@ impl Store {
         batch.rows.len() < self.limits.batch_rows / part && batch.bytes < self.limits.batch_bytes / part
     }
 
-    /// When the batch ends if it does not fill up before, given when the last insert began.
-    fn deadline(&self, batch: &Batch, last: Option<Instant>) -> Option<Instant> {
-        let by_age = batch.began? + Duration::from_millis(self.limits.batch_ms);
-        Some(last.map_or(by_age, |last| by_age.max(last + self.store.insert_pace())))
+    /// Until when the batch after an insert goes on gathering, unless it fills up. The longer inserts take, the
+    /// larger the next one is: a block costs the store much the same however many rows are in it.
+    fn pace(&self, began: Instant) -> Instant {
+        let by_cost = (began.elapsed() * PACE_BY_COST).min(SLOWEST_PACE);
+        began + self.store.insert_pace().max(by_cost)
     }
 
-    fn is_due(&self, batch: &Batch, last: Option<Instant>) -> bool {
-        self.is_full(batch) || self.deadline(batch, last).is_some_and(|deadline| deadline <= Instant::now())
+    /// When the batch ends if it does not fill up before.
+    fn deadline(&self, batch: &Batch, paced_until: Instant) -> Option<Instant> {
+        let by_age = batch.began? + Duration::from_millis(self.limits.batch_ms);
+        Some(by_age.max(paced_until))
+    }
+
+    fn is_due(&self, batch: &Batch, paced_until: Instant) -> bool {
+        let is_old = |deadline: Instant| deadline <= Instant::now();
+        self.is_full(batch) || self.deadline(batch, paced_until).is_some_and(is_old)
     }
 }
 
@@ -149,17 +160,17 @@ impl Stage for Store {
         }
 
         let mut gathering = Batch::new(self.table, position);
-        let mut inserting: Option<(Batch, Insert)> = None;
+        let mut inserting: Option<(Batch, Instant, Insert)> = None;
         // The end that the committed intent names.
         let mut intended = position;
         let mut leaving = false;
-        let mut last_insert: Option<Instant> = None;
+        let mut paced_until = Instant::now();
         loop {
             if inserting.is_none()
                 && !gathering.is_empty()
-                && (leaving || self.is_due(&gathering, last_insert))
+                && (leaving || self.is_due(&gathering, paced_until))
             {
-                last_insert = Some(Instant::now());
+                let began = Instant::now();
                 let mut batch = std::mem::replace(&mut gathering, Batch::new(self.table, 0));
                 gathering = Batch::new(self.table, batch.to);
                 if intended != batch.to {
@@ -169,22 +180,24 @@ impl Stage for Store {
                 }
                 let rows = std::mem::replace(&mut batch.rows, Rows::Traces(Vec::new()));
                 let range = self.range(log_id, partition, &batch);
-                inserting = Some((batch, self.insert(range, rows, Attempt::First, runtime.clock.clone())));
+                inserting =
+                    Some((batch, began, self.insert(range, rows, Attempt::First, runtime.clock.clone())));
             }
             if leaving && inserting.is_none() {
                 return Ok(());
             }
-            let idle_until = if inserting.is_none() { self.deadline(&gathering, last_insert) } else { None };
+            let idle_until = if inserting.is_none() { self.deadline(&gathering, paced_until) } else { None };
             tokio::select! {
                 refused = async { match &mut inserting {
-                    Some((_, insert)) => insert.await,
+                    Some((_, _, insert)) => insert.await,
                     None => std::future::pending().await,
                 } } => {
-                    let Some((batch, _)) = inserting.take() else { continue };
+                    let Some((batch, began, _)) = inserting.take() else { continue };
+                    paced_until = self.pace(began);
                     let outputs = self.dead_letters(context, partition, &batch, refused?);
                     position = batch.to;
                     // The next batch's intent travels with this commit when its end is known already.
-                    let due = !leaving && !gathering.is_empty() && self.is_due(&gathering, last_insert);
+                    let due = !leaving && !gathering.is_empty() && self.is_due(&gathering, paced_until);
                     intended = if due { gathering.to } else { position };
                     let metadata = if due { intent(intended) } else { String::new() };
                     lease.commit(Commit { outputs, next: Some(position), metadata }).await?;
