@@ -14,7 +14,7 @@ use panopticon_core::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout_at},
 };
 use tracing::{Instrument as _, Span, trace_span, warn};
 
@@ -37,6 +37,8 @@ pub(crate) struct Parcel {
     pub traces: Vec<Taken>,
     /// About how many bytes they take in an envelope.
     pub bytes: usize,
+    /// Until when the request waits for the log.
+    pub deadline: Instant,
     /// Their places in the queue, given back when they are answered.
     pub room: OwnedSemaphorePermit,
     /// How many traces wait in the partition's queue.
@@ -52,7 +54,6 @@ pub(crate) struct Appender {
     pub marker: Marker,
     pub partition: u32,
     pub log_id: LogId,
-    pub append_timeout: Duration,
     pub max_envelope_bytes: usize,
     pub in_flight: Arc<Semaphore>,
     pub pace: Duration,
@@ -70,7 +71,6 @@ impl Appender {
             marker,
             partition,
             log_id,
-            append_timeout: Duration::from_millis(limits.append_timeout_ms),
             max_envelope_bytes: limits.max_envelope_bytes,
             in_flight: Arc::new(Semaphore::new(limits.appends_in_flight)),
             pace: Duration::from_millis(limits.append_pace_ms),
@@ -113,6 +113,9 @@ impl Appender {
     }
 
     async fn append(&self, parcels: Vec<Parcel>) {
+        let began = Instant::now();
+        // The first one has waited longest: it is answered in time, and the others with it.
+        let deadline = parcels.first().map_or(began, |first| first.deadline);
         let mut envelope =
             EnvelopeWriter::with_capacity(parcels.iter().map(|parcel| parcel.bytes).sum::<usize>());
         let mut keys = Vec::with_capacity(parcels.iter().map(|parcel| parcel.traces.len()).sum());
@@ -121,21 +124,16 @@ impl Appender {
             keys.push(trace.key);
         }
         metrics::histogram!("panopticon_gateway_envelope_traces").record(keys.len() as f64);
-        let began = Instant::now();
         let record = Record::message(envelope.finish());
         let span = shared_by(
             &parcels,
             |parent| trace_span!(target: SPANS, parent: parent, "append", partition = self.partition, traces = keys.len()),
         );
-        let appended = tokio::time::timeout(
-            self.append_timeout,
-            self.log.append(Topic::TracesRaw, self.partition, record),
-        )
-        .instrument(span)
-        .await
-        .unwrap_or_else(|_| {
-            Err(LogError::Unavailable(format!("no answer within {} ms", self.append_timeout.as_millis())))
-        });
+        let append = self.log.append(Topic::TracesRaw, self.partition, record);
+        let appended = timeout_at(deadline, append)
+            .instrument(span)
+            .await
+            .unwrap_or_else(|_| Err(LogError::Unavailable("no answer in time".to_owned())));
         metrics::histogram!("panopticon_gateway_append_seconds").record(began.elapsed());
         match appended {
             Ok(Some(offset)) => {

@@ -12,7 +12,10 @@ use panopticon_core::{
     time::{SharedClock, Time},
     topic::Topic,
 };
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    time::Instant,
+};
 use tracing::{Span, debug};
 
 use crate::{
@@ -42,6 +45,8 @@ struct Queue {
     room: Arc<Semaphore>,
     /// How many traces are in it.
     waiting: metrics::Gauge,
+    /// How long a request waits for the log.
+    timeout: Duration,
 }
 
 impl Queue {
@@ -55,7 +60,9 @@ impl Queue {
         let (answer, verdicts) = oneshot::channel();
         self.waiting.increment(f64::from(wanted));
         let waiting = self.waiting.clone();
-        self.parcels.send(Parcel { traces, bytes, room, waiting, span: Span::current(), answer }).ok()?;
+        let deadline = Instant::now() + self.timeout;
+        let parcel = Parcel { traces, bytes, deadline, room, waiting, span: Span::current(), answer };
+        self.parcels.send(parcel).ok()?;
         Some(verdicts)
     }
 }
@@ -83,6 +90,7 @@ impl Intake {
         clock: SharedClock,
     ) -> Result<Self, LogError> {
         let topic = log.topic(Topic::TracesRaw).await?;
+        let timeout = Duration::from_millis(config.gateway.append_timeout_ms);
         let marker = Marker::start(seen, Duration::from_millis(config.gateway.mark_timeout_ms));
         let queues = (0..topic.partitions)
             .map(|partition| {
@@ -92,7 +100,8 @@ impl Intake {
                 let place = (partition, topic.log_id);
                 let appender = Appender::new(log.clone(), marker.clone(), place, &config.gateway);
                 tokio::spawn(appender.run(queue));
-                Queue { parcels, room: Arc::new(Semaphore::new(config.gateway.queue_traces)), waiting }
+                let room = Arc::new(Semaphore::new(config.gateway.queue_traces));
+                Queue { parcels, room, waiting, timeout }
             })
             .collect();
         Ok(Self {

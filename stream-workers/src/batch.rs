@@ -44,8 +44,8 @@ pub struct Batch {
     pub dead: Vec<Output>,
     /// About how many bytes.
     pub bytes: usize,
-    /// When its first record came.
-    pub began: Option<Instant>,
+    /// When its first record came, and its latest.
+    pub came: Option<(Instant, Instant)>,
 }
 
 impl Batch {
@@ -58,7 +58,7 @@ impl Batch {
             Topic::Audit => Rows::Audit(Vec::new()),
             _ => Rows::Traces(Vec::new()),
         };
-        Self { table, from, to: from, rows, records: Vec::new(), dead: Vec::new(), bytes: 0, began: None }
+        Self { table, from, to: from, rows, records: Vec::new(), dead: Vec::new(), bytes: 0, came: None }
     }
 
     /// Whether no record has been added.
@@ -68,11 +68,12 @@ impl Batch {
 
     /// Adds records; what cannot be decoded becomes a dead letter.
     pub fn push(&mut self, partition: u32, records: Vec<Stored>, now: Time) {
+        let arrived = Instant::now();
         for stored in records {
             if stored.offset < self.to {
                 continue;
             }
-            self.began.get_or_insert_with(Instant::now);
+            self.came = Some((self.came.map_or(arrived, |(first, _)| first), arrived));
             self.to = stored.offset + 1;
             // A tombstone of a compacted topic tells nothing that a row does not.
             if !stored.record.is_for(self.table.stage) || stored.record.payload.is_none() {

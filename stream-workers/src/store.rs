@@ -59,6 +59,14 @@ fn oldest_trace(rows: &Rows) -> Option<Time> {
     }
 }
 
+/// Until when a batch gathers unless it fills up. The longer inserts take, the larger the next one is: a block
+/// costs the store much the same however many rows are in it.
+#[derive(Clone, Copy)]
+struct Pace {
+    least: Instant,
+    by_cost: Instant,
+}
+
 type Insert = Pin<Box<dyn Future<Output = Result<Vec<RefusedRow>, StoreError>> + Send>>;
 
 impl Store {
@@ -110,29 +118,31 @@ impl Store {
         PollLimits { bytes: limits.bytes.min(POLL_BYTES), ..limits }
     }
 
-    /// Whether a batch takes more. While another is under way a part is enough: the rest is gathered in a
+    /// Whether a batch takes more. While another is under way half of one is enough: the rest is gathered in a
     /// moment, and would only lie in memory.
     fn takes_more(&self, batch: &Batch, waits: bool) -> bool {
-        let part = if waits { 8 } else { 1 };
+        let part = if waits { 2 } else { 1 };
         batch.rows.len() < self.limits.batch_rows / part && batch.bytes < self.limits.batch_bytes / part
     }
 
-    /// Until when the batch after an insert goes on gathering, unless it fills up. The longer inserts take, the
-    /// larger the next one is: a block costs the store much the same however many rows are in it.
-    fn pace(&self, began: Instant) -> Instant {
+    /// How long the batch after the insert that began then and has just ended goes on gathering.
+    fn pace(&self, began: Instant) -> Pace {
         let by_cost = (began.elapsed() * PACE_BY_COST).min(SLOWEST_PACE);
-        began + self.store.insert_pace().max(by_cost)
+        Pace { least: began + self.store.insert_pace(), by_cost: began + by_cost }
     }
 
     /// When the batch ends if it does not fill up before.
-    fn deadline(&self, batch: &Batch, paced_until: Instant) -> Option<Instant> {
-        let by_age = batch.began? + Duration::from_millis(self.limits.batch_ms);
-        Some(by_age.max(paced_until))
+    fn deadline(&self, batch: &Batch, pace: Pace) -> Option<Instant> {
+        let (first, latest) = batch.came?;
+        let batch_ms = Duration::from_millis(self.limits.batch_ms);
+        // Where no more comes, to wait makes no block larger.
+        let while_more_comes = pace.by_cost.min(latest + batch_ms);
+        Some((first + batch_ms).max(pace.least).max(while_more_comes))
     }
 
-    fn is_due(&self, batch: &Batch, paced_until: Instant) -> bool {
+    fn is_due(&self, batch: &Batch, pace: Pace) -> bool {
         let is_old = |deadline: Instant| deadline <= Instant::now();
-        self.is_full(batch) || self.deadline(batch, paced_until).is_some_and(is_old)
+        self.is_full(batch) || self.deadline(batch, pace).is_some_and(is_old)
     }
 }
 
@@ -164,12 +174,9 @@ impl Stage for Store {
         // The end that the committed intent names.
         let mut intended = position;
         let mut leaving = false;
-        let mut paced_until = Instant::now();
+        let mut pace = Pace { least: Instant::now(), by_cost: Instant::now() };
         loop {
-            if inserting.is_none()
-                && !gathering.is_empty()
-                && (leaving || self.is_due(&gathering, paced_until))
-            {
+            if inserting.is_none() && !gathering.is_empty() && (leaving || self.is_due(&gathering, pace)) {
                 let began = Instant::now();
                 let mut batch = std::mem::replace(&mut gathering, Batch::new(self.table, 0));
                 gathering = Batch::new(self.table, batch.to);
@@ -186,18 +193,18 @@ impl Stage for Store {
             if leaving && inserting.is_none() {
                 return Ok(());
             }
-            let idle_until = if inserting.is_none() { self.deadline(&gathering, paced_until) } else { None };
+            let idle_until = if inserting.is_none() { self.deadline(&gathering, pace) } else { None };
             tokio::select! {
                 refused = async { match &mut inserting {
                     Some((_, _, insert)) => insert.await,
                     None => std::future::pending().await,
                 } } => {
                     let Some((batch, began, _)) = inserting.take() else { continue };
-                    paced_until = self.pace(began);
+                    pace = self.pace(began);
                     let outputs = self.dead_letters(context, partition, &batch, refused?);
                     position = batch.to;
                     // The next batch's intent travels with this commit when its end is known already.
-                    let due = !leaving && !gathering.is_empty() && self.is_due(&gathering, paced_until);
+                    let due = !leaving && !gathering.is_empty() && self.is_due(&gathering, pace);
                     intended = if due { gathering.to } else { position };
                     let metadata = if due { intent(intended) } else { String::new() };
                     lease.commit(Commit { outputs, next: Some(position), metadata }).await?;

@@ -37,9 +37,7 @@ const PRODUCER_QUEUE_KBYTES: u64 = 128 << 10;
 const FETCH_AHEAD_RECORDS: u64 = 1_000;
 const FETCH_AHEAD_KBYTES: u64 = 4 << 10;
 /// The same of a member, for each partition: as much as it works off while the next answer is on its way.
-const MEMBER_AHEAD_KBYTES: u64 = 1 << 10;
-/// What one answer brings of a partition, compressed; a record that is larger comes alone.
-const PARTITION_FETCH_BYTES: u64 = 256 << 10;
+const MEMBER_AHEAD_KBYTES: u64 = 4 << 10;
 /// How long the broker holds a fetch that has nothing to bring. A partition that is added or moved waits
 /// for the fetch under way, so it is short; every quiet consumer asks that often, so it is not shorter.
 const FETCH_WAIT_MS: u64 = 250;
@@ -230,7 +228,6 @@ impl Clients {
             // For each partition, since each has a queue of its own.
             .set("queued.min.messages", self.queue_records.to_string())
             .set("queued.max.messages.kbytes", MEMBER_AHEAD_KBYTES.to_string())
-            .set("max.partition.fetch.bytes", PARTITION_FETCH_BYTES.to_string())
             .set("session.timeout.ms", session.to_string())
             // Members learn of a rebalance by their heartbeat.
             .set("heartbeat.interval.ms", (session / 20).clamp(100, 3_000).to_string())
