@@ -24,7 +24,7 @@ use super::{
     client::{Clients, QUESTION_TIMEOUT},
     context::Voice,
     error::{OpenError, failed, is_missing, is_moving},
-    keeper::{DRAIN, Idle, dispose},
+    keeper::{Idle, dispose, drain},
     record::{offset_number, partition_number},
     security,
 };
@@ -46,7 +46,7 @@ pub(super) struct Inquirer(BaseConsumer<Voice>);
 impl Idle for Inquirer {
     fn drain(&self) {
         // Without an assignment there are no records to lose.
-        while self.0.poll(DRAIN).is_some() {}
+        drain(|time| drop(self.0.poll(time)));
     }
 }
 

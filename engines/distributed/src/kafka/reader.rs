@@ -24,7 +24,7 @@ use super::{
     client::{Clients, QUESTION_TIMEOUT},
     context::Voice,
     error::{failed, is_missing, is_refusal},
-    keeper::{DRAIN, Idle},
+    keeper::{Idle, drain},
     offsets::Offsets,
     record::{incoming, partition_number, raw_offset},
 };
@@ -44,7 +44,7 @@ struct Reader {
 impl Idle for Reader {
     fn drain(&self) {
         if let Some(_free) = self.busy.try_lock() {
-            while self.consumer.poll(DRAIN).is_some() {}
+            drain(|time| drop(self.consumer.poll(time)));
         }
     }
 }

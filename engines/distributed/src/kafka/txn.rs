@@ -31,7 +31,7 @@ use super::{
     client::{Clients, QUESTION_TIMEOUT},
     context::Voice,
     error::{failed, is_fencing, is_refusal},
-    keeper::{DRAIN, Idle, dispose},
+    keeper::{Idle, dispose, drain},
     record::{check_size, offset_number, outgoing},
 };
 
@@ -46,8 +46,6 @@ const MAX_FAILURES: u32 = 3;
 /// Pause between two looks at the delivery reports. The driver's own wait lasts as long as it may, reports or
 /// not, and burns its last millisecond.
 const LOOK_PAUSE: Duration = Duration::from_micros(300);
-/// Events of an idle producer that are taken in a round.
-const DRAINED_EVENTS: usize = 100;
 /// A step is given so long even where its time is over, so that it says what it would wait for.
 const LEAST_WAIT: Duration = Duration::from_millis(1);
 /// How often delivery reports are taken while a transaction is aborted.
@@ -115,8 +113,8 @@ impl ProducerContext for Reports {
 
 impl Idle for BaseProducer<Reports> {
     fn drain(&self) {
-        // Taking delivery reports beside a commit under way does no harm. A look takes one event at most.
-        (0..DRAINED_EVENTS).for_each(|_| self.poll(DRAIN));
+        // Taking delivery reports beside a commit under way does no harm.
+        drain(|time| self.poll(time));
     }
 }
 
