@@ -113,9 +113,6 @@ impl Appender {
     }
 
     async fn append(&self, parcels: Vec<Parcel>) {
-        let began = Instant::now();
-        // The first one has waited longest: it is answered in time, and the others with it.
-        let deadline = parcels.first().map_or(began, |first| first.deadline);
         let mut envelope =
             EnvelopeWriter::with_capacity(parcels.iter().map(|parcel| parcel.bytes).sum::<usize>());
         let mut keys = Vec::with_capacity(parcels.iter().map(|parcel| parcel.traces.len()).sum());
@@ -124,6 +121,9 @@ impl Appender {
             keys.push(trace.key);
         }
         metrics::histogram!("panopticon_gateway_envelope_traces").record(keys.len() as f64);
+        let began = Instant::now();
+        // The first one has waited longest: it is answered in time, and the others with it.
+        let deadline = parcels.first().map_or(began, |first| first.deadline);
         let record = Record::message(envelope.finish());
         let span = shared_by(
             &parcels,

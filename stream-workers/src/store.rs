@@ -110,7 +110,12 @@ impl Store {
 
     /// Whether the batch has reached a limit.
     fn is_full(&self, batch: &Batch) -> bool {
-        batch.rows.len() >= self.limits.batch_rows || batch.bytes >= self.limits.batch_bytes
+        self.has_reached(batch, 1)
+    }
+
+    /// Whether it has reached this part of a limit.
+    fn has_reached(&self, batch: &Batch, part: usize) -> bool {
+        batch.rows.len() >= self.limits.batch_rows / part || batch.bytes >= self.limits.batch_bytes / part
     }
 
     fn poll_limits(&self, context: &PartitionContext) -> PollLimits {
@@ -121,8 +126,7 @@ impl Store {
     /// Whether a batch takes more. While another is under way half of one is enough: the rest is gathered in a
     /// moment, and would only lie in memory.
     fn takes_more(&self, batch: &Batch, waits: bool) -> bool {
-        let part = if waits { 2 } else { 1 };
-        batch.rows.len() < self.limits.batch_rows / part && batch.bytes < self.limits.batch_bytes / part
+        !self.has_reached(batch, if waits { 2 } else { 1 })
     }
 
     /// How long the batch after the insert that began then and has just ended goes on gathering.

@@ -73,9 +73,9 @@ impl Uncommitted {
 ///
 /// A commit costs the log the same for one record as for hundreds. So two commits lie at least
 /// `stages.pace_ms` apart, or twice as long as the first took: the busier the log, the more goes into a
-/// commit. What comes meanwhile goes into the second; outputs that are not urgent are
-/// held back for up to `stages.commit_ms`, a position without any outputs four times as long. After a crash such records are looked at once more,
-/// with the same result.
+/// commit. What comes meanwhile goes into the second; outputs that are not urgent are held back for up to
+/// `stages.commit_ms`, a position without any outputs four times as long. After a crash such records are looked
+/// at once more, with the same result.
 pub async fn transform<T: Transform>(
     lease: &mut dyn Lease,
     context: &PartitionContext,

@@ -36,8 +36,6 @@ const PRODUCER_QUEUE_KBYTES: u64 = 128 << 10;
 /// What a consumer fetches ahead.
 const FETCH_AHEAD_RECORDS: u64 = 1_000;
 const FETCH_AHEAD_KBYTES: u64 = 4 << 10;
-/// The same of a member, for each partition: as much as it works off while the next answer is on its way.
-const MEMBER_AHEAD_KBYTES: u64 = 4 << 10;
 /// How long the broker holds a fetch that has nothing to bring. A partition that is added or moved waits
 /// for the fetch under way, so it is short; every quiet consumer asks that often, so it is not shorter.
 const FETCH_WAIT_MS: u64 = 250;
@@ -227,7 +225,6 @@ impl Clients {
             .set("partition.assignment.strategy", "cooperative-sticky")
             // For each partition, since each has a queue of its own.
             .set("queued.min.messages", self.queue_records.to_string())
-            .set("queued.max.messages.kbytes", MEMBER_AHEAD_KBYTES.to_string())
             .set("session.timeout.ms", session.to_string())
             // Members learn of a rebalance by their heartbeat.
             .set("heartbeat.interval.ms", (session / 20).clamp(100, 3_000).to_string())
