@@ -9,6 +9,8 @@
 #[cfg(feature = "kafka-tls")]
 #[path = "connections/kafka_token.rs"]
 mod kafka_token;
+#[path = "connections/redis_again.rs"]
+mod redis_again;
 
 use std::{
     env,

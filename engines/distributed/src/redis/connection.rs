@@ -3,7 +3,7 @@
 use std::{
     path::Path,
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -190,38 +190,80 @@ impl Sentinels {
 
 /// The connection to the primary, wherever it is.
 #[derive(Clone)]
-pub(super) struct Primary(Arc<ArcSwap<ConnectionManager>>);
+pub(super) struct Primary {
+    access: Access,
+    now: Arc<ArcSwap<Connection>>,
+}
+
+/// A connection, and what a new one to the same server is made with.
+pub(super) struct Connection {
+    client: Client,
+    manager: ConnectionManager,
+    since: Instant,
+}
+
+impl Connection {
+    /// Connects when it is used.
+    fn lazy(access: &Access, client: Client) -> Result<Self, RedisError> {
+        let manager = ConnectionManager::new_lazy_with_config(client.clone(), access.manager())?;
+        Ok(Self { client, manager, since: Instant::now() })
+    }
+
+    /// What commands are sent with.
+    pub(super) fn commands(&self) -> ConnectionManager {
+        self.manager.clone()
+    }
+}
 
 impl Primary {
     /// Connects; the address is for messages, without user and password.
     pub(super) async fn connect(access: &Access) -> Result<(Self, String), SeenError> {
         let Some(sentinels) = Sentinels::of(access)? else {
             let address = access.primary.addr().to_string();
-            let client = access.client(access.primary.clone())?;
-            let manager = client.get_connection_manager_with_config(access.manager()).await;
-            let manager = manager.map_err(|error| access.explain(&address, &error))?;
-            return Ok((Self(Arc::new(ArcSwap::from_pointee(manager))), address));
+            let primary = Self::open(access, access.primary.clone(), &address).await?;
+            return Ok((primary, address));
         };
         let (host, port) = sentinels.primary().await?;
-        let address = format!("{host}:{port}");
-        let client = access.client(access.at(&access.primary, &host, port))?;
-        let manager = client.get_connection_manager_with_config(access.manager()).await;
-        let manager = manager.map_err(|error| access.explain(&address, &error))?;
-        let primary = Self(Arc::new(ArcSwap::from_pointee(manager)));
-        tokio::spawn(follow(Arc::downgrade(&primary.0), sentinels, (host, port)));
+        let at = access.at(&access.primary, &host, port);
+        let primary = Self::open(access, at, &format!("{host}:{port}")).await?;
+        tokio::spawn(follow(Arc::downgrade(&primary.now), sentinels, (host, port)));
         let config = &access.config;
         let address = format!("the primary `{}` of {}", config.sentinel_primary, config.sentinels);
         Ok((primary, address))
     }
 
+    async fn open(access: &Access, at: ConnectionInfo, address: &str) -> Result<Self, SeenError> {
+        let client = access.client(at)?;
+        let manager = client.get_connection_manager_with_config(access.manager()).await;
+        let manager = manager.map_err(|error| access.explain(address, &error))?;
+        let connection = Connection { client, manager, since: Instant::now() };
+        Ok(Self { access: access.clone(), now: Arc::new(ArcSwap::from_pointee(connection)) })
+    }
+
     /// The connection as of now.
-    pub(super) fn connection(&self) -> ConnectionManager {
-        ConnectionManager::clone(&self.0.load())
+    pub(super) fn connection(&self) -> Arc<Connection> {
+        self.now.load_full()
+    }
+
+    /// Has calls to come connect anew, after one over `used` has failed or was not answered.
+    ///
+    /// The driver does that by itself only after errors of the network. Where connecting fails in another way (the
+    /// server is loading its data, has too many clients, ends in the middle of its answer) it answers every later
+    /// call with that same error; and of a connection that nobody answers on, without an error, it hears nothing.
+    pub(super) fn renew(&self, used: &Arc<Connection>) {
+        if used.since.elapsed() < RECONNECT_MAX {
+            return;
+        }
+        match Connection::lazy(&self.access, used.client.clone()) {
+            // Whoever was first did it for all.
+            Ok(new) => drop(self.now.compare_and_swap(used, Arc::new(new))),
+            Err(error) => tracing::warn!(%error, "cannot connect to Redis anew"),
+        }
     }
 }
 
 /// Asks the sentinels as long as there is somebody to connect for, and connects to whom they name.
-async fn follow(connection: Weak<ArcSwap<ConnectionManager>>, sentinels: Sentinels, mut at: (String, u16)) {
+async fn follow(connection: Weak<ArcSwap<Connection>>, sentinels: Sentinels, mut at: (String, u16)) {
     loop {
         tokio::time::sleep(SENTINEL_PAUSE).await;
         let Some(connection) = connection.upgrade() else { return };
@@ -236,15 +278,15 @@ async fn follow(connection: Weak<ArcSwap<ConnectionManager>>, sentinels: Sentine
         };
         let (host, port) = &named;
         let client = access.client(access.at(&access.primary, host, *port));
-        let manager = client.and_then(|client| {
-            ConnectionManager::new_lazy_with_config(client, access.manager())
+        let new = client.and_then(|client| {
+            Connection::lazy(access, client)
                 .map_err(|error| access.explain(&format!("{host}:{port}"), &error))
         });
-        match manager {
-            Ok(manager) => {
+        match new {
+            Ok(new) => {
                 tracing::info!(primary = format!("{host}:{port}"), "the sentinels name another primary");
                 metrics::counter!("panopticon_redis_failovers_total").increment(1);
-                connection.store(Arc::new(manager));
+                connection.store(Arc::new(new));
                 at = named;
             }
             Err(error) => tracing::warn!(%error, "cannot turn to the new primary"),

@@ -173,14 +173,17 @@ impl RedisSeen {
                 call.arg(&mark.key.0[..]).arg(&value[..]);
             }
         }
-        let mut connection = server.primary.connection();
-        tokio::time::timeout(self.timeout, call.invoke_async(&mut connection))
-            .await
-            .map_err(|_| {
-                let (address, ms) = (&server.address, self.timeout.as_millis());
-                SeenError::Unavailable(format!("Redis at {address}: no answer within {ms} ms"))
-            })?
-            .map_err(|error| explain(&server.address, &error))
+        let connection = server.primary.connection();
+        let answer = tokio::time::timeout(self.timeout, call.invoke_async(&mut connection.commands())).await;
+        let address = &server.address;
+        let answer = match answer {
+            Ok(answer) => answer.map_err(|error| explain(address, &error)),
+            Err(_) => {
+                let ms = self.timeout.as_millis();
+                Err(SeenError::Unavailable(format!("Redis at {address}: no answer within {ms} ms")))
+            }
+        };
+        answer.inspect_err(|_| server.primary.renew(&connection))
     }
 
     async fn restore_call(
@@ -356,6 +359,6 @@ impl SeenSet for RedisSeen {
     /// Redis expires the hashes by itself; how much memory they take is worth a look as often.
     async fn expire(&self) -> Result<(), SeenError> {
         let server = self.server()?;
-        server::tell_memory(&mut server.primary.connection(), &server.address).await
+        server::tell_memory(&mut server.primary.connection().commands(), &server.address).await
     }
 }

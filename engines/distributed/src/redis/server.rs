@@ -31,7 +31,7 @@ impl Server {
     pub(super) async fn connect(config: &RedisConfig) -> Result<Self, SeenError> {
         let access = Access::new(config)?;
         let (primary, address) = Primary::connect(&access).await?;
-        let mut connection = primary.connection();
+        let mut connection = primary.connection().commands();
         let info: Result<String, _> = redis::cmd("INFO").query_async(&mut connection).await;
         let info = info.map_err(|error| access.explain(&address, &error))?;
         check_info(&info, config.allow_eviction)
