@@ -13,6 +13,9 @@
 --       14 how many log ids follow, the log ids, then the marks.
 
 local MAX_BITS = 26
+-- Where the hashes of a layer have so many marks on average, all of them have been made: that one of the largest
+-- layer has not, and would not expire, has a chance of 1 in 400.
+local MADE_MARKS = 24
 local MAX_LOGS = 250
 
 local hash_prefix, period_ms, hash_marks = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -24,6 +27,15 @@ local period = math.floor(now_ms / period_ms)
 -- Until the period after the next has ended.
 local ttl_ms = (period + 3) * period_ms - now_ms
 
+local function layer_of(name, layer_period, bits, marks)
+  return {
+    name = name, period = layer_period, bits = bits, marks = marks,
+    prefix = hash_prefix .. name .. ':', divisor = 2 ^ (32 - bits),
+    -- What this call adds to it.
+    added = 0, has_all_hashes = marks >= 2 ^ bits * MADE_MARKS,
+  }
+end
+
 -- The layers that may hold a mark of the window, the newest first.
 local function live_layers()
   local layers, counts = {}, redis.call('HGETALL', KEYS[1])
@@ -33,10 +45,7 @@ local function live_layers()
     if layer_period < period - 2 then
       redis.call('HDEL', KEYS[1], counts[i])
     else
-      layers[#layers + 1] = {
-        name = counts[i], period = layer_period, bits = bits, marks = tonumber(counts[i + 1]),
-        prefix = hash_prefix .. counts[i] .. ':', divisor = 2 ^ (32 - bits),
-      }
+      layers[#layers + 1] = layer_of(counts[i], layer_period, bits, tonumber(counts[i + 1]))
     end
   end
   table.sort(layers, function(a, b)
@@ -60,11 +69,7 @@ local function open_layer(layers)
     -- As many as the period before needed, and a quarter more.
     while bits < MAX_BITS and 2 ^ bits * hash_marks < before * 1.25 do bits = bits + 1 end
   end
-  local name = period .. '.' .. bits
-  newest = {
-    name = name, period = period, bits = bits, marks = 0,
-    prefix = hash_prefix .. name .. ':', divisor = 2 ^ (32 - bits),
-  }
+  newest = layer_of(period .. '.' .. bits, period, bits, 0)
   table.insert(layers, 1, newest)
   return newest
 end
@@ -75,17 +80,21 @@ local function hash_of(layer, key)
   return layer.prefix .. string.format('%d', math.floor((((a * 256 + b) * 256 + c) * 256 + d) / layer.divisor))
 end
 
--- Sets a mark in the open layer; counts it when it is new there.
+-- Counts a mark that is new in a hash of the layer; a hash that is new itself will expire.
+local function added(layer, hash)
+  layer.added = layer.added + 1
+  if layer.has_all_hashes then return end
+  if redis.call('HLEN', hash) == 1 then redis.call('PEXPIRE', hash, ttl_ms) end
+end
+
+-- Sets a mark in the open layer.
 local function put(layer, key, field, place)
   local hash = hash_of(layer, key)
-  if redis.call('HSET', hash, field, place) == 1 then
-    layer.added = (layer.added or 0) + 1
-    if redis.call('HLEN', hash) == 1 then redis.call('PEXPIRE', hash, ttl_ms) end
-  end
+  if redis.call('HSET', hash, field, place) == 1 then added(layer, hash) end
 end
 
 local function count_added(layer)
-  if layer.added then redis.call('HINCRBY', KEYS[1], layer.name, layer.added) end
+  if layer.added > 0 then redis.call('HINCRBY', KEYS[1], layer.name, layer.added) end
 end
 
 -- The numbers of the call's log ids, one byte each, and where the marks begin.

@@ -64,29 +64,31 @@ local function counts(value)
 end
 
 -- The place that a mark has already; without one, it is set to `place` in the open layer. What the newest
--- layer holds counts before what older ones hold.
+-- layer holds counts before what older ones hold. This runs for every mark: a call of Redis costs more than all
+-- else in it.
+local call, whole = redis.call, math.floor
 local function first_place(layers, open, bucket, field, place)
-  local hash = open.prefix .. math.floor(bucket / open.divisor)
-  local is_new = redis.call('HSETNX', hash, field, place) == 1
+  local hash = open.prefix .. whole(bucket / open.divisor)
+  local is_new = call('HSETNX', hash, field, place) == 1
   if not is_new then
-    local found = redis.call('HGET', hash, field)
+    local found = call('HGET', hash, field)
     if found == place or counts(found) then return found end
   end
-  for _, layer in ipairs(layers) do
+  for l = 1, #layers do
+    local layer = layers[l]
     if layer ~= open then
-      local found = redis.call('HGET', layer.prefix .. math.floor(bucket / layer.divisor), field)
+      local found = call('HGET', layer.prefix .. whole(bucket / layer.divisor), field)
       if found and (found == place or counts(found)) then
-        redis.call('HDEL', hash, field)
+        call('HDEL', hash, field)
         return found
       end
     end
   end
   if not is_new then
-    redis.call('HSET', hash, field, place)
+    call('HSET', hash, field, place)
     return false
   end
-  open.added = (open.added or 0) + 1
-  if redis.call('HLEN', hash) == 1 then redis.call('PEXPIRE', hash, ttl_ms) end
+  added(open, hash)
   return false
 end
 
