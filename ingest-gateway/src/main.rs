@@ -5,7 +5,7 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use clap::Parser;
 use panopticon_ingest_gateway::{Gateway, intake::Intake};
 use panopticon_process::{
-    CommonArgs, NeedOfSeen, NeedOfStore, Needs, Process, bind, condition, serve, worker,
+    CommonArgs, NeedOfSeen, NeedOfStore, Needs, Process, bind, condition, serve, use_small_pages, worker,
 };
 use tracing::{info, warn};
 
@@ -25,6 +25,7 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    use_small_pages();
     worker(&args.common, "ingest-gateway", run)
 }
 
