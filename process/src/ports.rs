@@ -15,6 +15,7 @@ use panopticon_core::{
     trace::AcceptedTrace,
 };
 use panopticon_distributed::{clickhouse, kafka, redis};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::Process;
@@ -36,7 +37,8 @@ pub enum NeedOfSeen {
     None,
     /// Its marks, without which it goes on: the process starts and works without it.
     Marks,
-    /// Its word on every trace: the process waits for it before it takes any work from others that have it.
+    /// Its word on every trace: the process is not ready without it, and awaits [`Ports::seen_there`] before it takes
+    /// any work from others that have it.
     Word,
 }
 
@@ -64,6 +66,8 @@ pub struct Ports {
     pub seen: Option<Arc<dyn SeenSet>>,
     /// The trace store, where it was asked for.
     pub store: Option<Arc<dyn TraceStore>>,
+    /// Whether the seen set has been reached and found fit.
+    seen_there: watch::Receiver<bool>,
     #[cfg(feature = "embedded")]
     embedded: Option<Arc<panopticon_embedded::Embedded>>,
 }
@@ -72,6 +76,11 @@ impl Ports {
     /// The seen set.
     pub fn seen(&self) -> anyhow::Result<Arc<dyn SeenSet>> {
         self.seen.clone().context("the seen set was not opened")
+    }
+
+    /// Waits until the seen set has been reached and found fit; `false` when the process is to end before.
+    pub async fn seen_there(&self) -> bool {
+        self.seen_there.clone().wait_for(|there| *there).await.is_ok()
     }
 
     /// The trace store.
@@ -118,6 +127,7 @@ impl Process {
             log: embedded.log.clone(),
             seen: Some(embedded.seen.clone()),
             store: Some(embedded.store.clone()),
+            seen_there: watch::channel(true).1,
             embedded: Some(Arc::new(embedded)),
         })
     }
@@ -131,24 +141,20 @@ impl Process {
         let (config, clock) = (&self.config, &self.clock);
         let connect = || async { Ok(kafka::KafkaLog::connect(config).await?) };
         let log: Arc<dyn EventLog> = Arc::new(self.until_there("Kafka", connect).await?);
-        let seen: Option<Arc<dyn SeenSet>> = match needs.seen {
-            NeedOfSeen::None => None,
-            need => {
-                let seen = Arc::new(redis::RedisSeen::later(config, SharedClock::clone(clock)));
-                let (process, reached) = (self.clone(), seen.clone());
-                let reach = async move || Ok(reached.reach().await?);
-                if need == NeedOfSeen::Word {
-                    self.until_there("Redis", reach).await?;
-                } else {
-                    tokio::spawn(async move {
-                        if process.keep_trying("Redis", None, reach).await.is_ok() {
-                            info!("Redis is there: traces are marked");
-                        }
-                    });
+        let (reached, seen_there) = watch::channel(false);
+        let seen: Option<Arc<dyn SeenSet>> = (needs.seen != NeedOfSeen::None).then(|| {
+            let seen = Arc::new(redis::RedisSeen::later(config, SharedClock::clone(clock)));
+            let (process, set) = (self.clone(), seen.clone());
+            let part = (needs.seen == NeedOfSeen::Word).then(|| self.health.part("Redis"));
+            let reach = async move || Ok(set.reach().await?);
+            tokio::spawn(async move {
+                if process.keep_trying("Redis", part, reach).await.is_ok() {
+                    info!("Redis is there: traces are marked");
+                    reached.send_replace(true);
                 }
-                Some(seen)
-            }
-        };
+            });
+            seen as Arc<dyn SeenSet>
+        });
         let store: Option<Arc<dyn TraceStore>> = match needs.store {
             NeedOfStore::None => None,
             NeedOfStore::Answers => {
@@ -167,6 +173,7 @@ impl Process {
             log,
             seen,
             store,
+            seen_there,
             #[cfg(feature = "embedded")]
             embedded: None,
         })

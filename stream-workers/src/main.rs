@@ -48,15 +48,19 @@ async fn run(process: Process, roles: Vec<Role>) -> anyhow::Result<()> {
     };
     let seen_need = if dedupes { NeedOfSeen::Word } else { NeedOfSeen::None };
     let ports = process.ports(Needs { seen: seen_need, store: store_need }).await?;
-    let mut stages = Vec::new();
-    if dedupes {
-        stages.extend(dedupe(ports.seen()?, ports.store()?, &process.config));
-    }
-    if roles.contains(&Role::Store) {
-        stages.extend(store(&ports.store()?, &process.config));
-    }
     process.keep_house(&ports);
-    run_stages(stages, process.runtime(&ports)).await;
+    let stages =
+        if roles.contains(&Role::Store) { store(&ports.store()?, &process.config) } else { Vec::new() };
+    let stores = run_stages(stages, process.runtime(&ports));
+    let dedupes = async {
+        // What has been deduplicated is stored meanwhile.
+        if dedupes && ports.seen_there().await {
+            run_stages(dedupe(ports.seen()?, ports.store()?, &process.config), process.runtime(&ports)).await;
+        }
+        anyhow::Ok(())
+    };
+    let ((), deduped) = tokio::join!(stores, dedupes);
+    deduped?;
     ports.close().await;
     Ok(())
 }

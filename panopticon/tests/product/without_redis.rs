@@ -22,11 +22,13 @@ fn redis(port: u16) -> Program {
 }
 
 #[test]
-fn a_gateway_that_starts_without_redis_takes_traces_in_and_marks_them_once_redis_is_there() {
+fn without_redis_traces_are_taken_in_and_stores_work_and_traces_are_marked_once_redis_is_there() {
     run_alone(Engine::Distributed, async |engine| {
         let port = free_port();
-        let s =
-            System::prepare(engine, &[("PANOPTICON_REDIS__URL", &format!("redis://127.0.0.1:{port}"))]).await;
+        let url = format!("redis://127.0.0.1:{port}");
+        let s = System::prepare(engine, &[("PANOPTICON_REDIS__URL", &url)])
+            .await
+            .with_arguments("dedupe", &["--role", "dedupe,store"]);
         s.start_programs();
         s.until_ready_but(&["dedupe"]).await;
         let app = s.app().await;
@@ -40,15 +42,17 @@ fn a_gateway_that_starts_without_redis_takes_traces_in_and_marks_them_once_redis
 
         let dedupe = s.condition("dedupe");
         assert_eq!(s.bare(Method::GET, format!("{dedupe}/healthz")).await.status, 200);
-        eventually("a dedupe that waits for Redis", async || {
+        eventually("a dedupe that waits for Redis, and a store that does not", async || {
             let ready = s.bare(Method::GET, format!("{dedupe}/readyz")).await.expect(503);
+            let stores = |part: &Value| part["name"] == "store/traces" && part["state"] == "running";
             let waits = |part: &Value| {
                 let reason = part["reason"].as_str().unwrap_or_default();
                 part["name"] == "Redis"
                     && part["state"] == "waiting"
                     && reason.contains(&format!("Redis at 127.0.0.1:{port}"))
             };
-            if ready["parts"].as_array().unwrap().iter().any(waits) { Ok(()) } else { Err(ready) }
+            let parts = ready["parts"].as_array().unwrap();
+            if parts.iter().any(waits) && parts.iter().any(stores) { Ok(()) } else { Err(ready) }
         })
         .await;
 

@@ -214,6 +214,13 @@ impl System {
         self
     }
 
+    /// The same system, in which the program with this name has other arguments.
+    pub fn with_arguments(mut self, name: &str, arguments: &[&str]) -> Self {
+        let program = self.programs.iter_mut().find(|program| program.name == name).unwrap();
+        program.arguments = arguments.iter().map(ToString::to_string).collect();
+        self
+    }
+
     /// Starts all programs and waits until each says that it is ready.
     pub async fn start_again(&self) {
         self.start_programs();
