@@ -536,8 +536,8 @@ impl Default for Config {
                 max_entities: 1_000_000,
             },
             store: StoreConfig {
-                batch_rows: 50_000,
-                batch_bytes: 16 << 20,
+                batch_rows: 60_000,
+                batch_bytes: 18 << 20,
                 batch_ms: 100,
                 inserts_in_flight: 2,
             },

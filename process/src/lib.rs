@@ -36,9 +36,9 @@ pub use self::{
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Has this process use memory in small pages from here on, where the system is Linux. Buffers of requests come and
-/// go by the hundred kilobytes; in huge pages, 2 MiB are cleared for each that comes back after the allocator has
-/// returned it. Tables that stay are better off in huge pages.
+/// Has this process use memory in small pages from here on, where the system is Linux. Buffers of requests and batches
+/// come and go by the hundred kilobytes: in huge pages, 2 MiB are cleared for each that comes back after the allocator
+/// has returned it, and memory that is hardly used stays. Tables that stay are better off in huge pages.
 pub fn use_small_pages() {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {

@@ -38,8 +38,8 @@ pub struct Batch {
     pub to: u64,
     /// The rows.
     pub rows: Rows,
-    /// The records that rows were taken from, for dead letters.
-    pub records: Vec<Stored>,
+    /// How many records rows were taken from.
+    pub records: usize,
     /// What could not be decoded.
     pub dead: Vec<Output>,
     /// About how many bytes.
@@ -58,12 +58,19 @@ impl Batch {
             Topic::Audit => Rows::Audit(Vec::new()),
             _ => Rows::Traces(Vec::new()),
         };
-        Self { table, from, to: from, rows, records: Vec::new(), dead: Vec::new(), bytes: 0, came: None }
+        Self { table, from, to: from, rows, records: 0, dead: Vec::new(), bytes: 0, came: None }
     }
 
     /// Whether no record has been added.
     pub const fn is_empty(&self) -> bool {
         self.from == self.to
+    }
+
+    /// Notes that more may have come since, while none was taken.
+    pub const fn goes_on(&mut self, now: Instant) {
+        if let Some((_, latest)) = &mut self.came {
+            *latest = now;
+        }
     }
 
     /// Adds records; what cannot be decoded becomes a dead letter.
@@ -81,7 +88,7 @@ impl Batch {
             }
             self.bytes += stored.record.size();
             match self.decode(&stored) {
-                Ok(()) => self.records.push(stored),
+                Ok(()) => self.records += 1,
                 Err(error) => {
                     let (stage, topic) = (self.table.stage, self.table.topic);
                     self.dead.push(dead_letter(stage, topic, partition, &stored, &error.to_string(), now));

@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use panopticon_process::{CommonArgs, NeedOfSeen, NeedOfStore, Needs, Process, run_stages, worker};
+use panopticon_process::{
+    CommonArgs, NeedOfSeen, NeedOfStore, Needs, Process, run_stages, use_small_pages, worker,
+};
 use panopticon_stream_workers::{dedupe, store};
 
 /// Takes traces from the raw log to the trace store.
@@ -34,6 +36,7 @@ enum Role {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    use_small_pages();
     let roles = args.role;
     worker(&args.common, "stream-workers", |process| run(process, roles))
 }

@@ -17,10 +17,10 @@ use panopticon_core::{
     telemetry::SPANS,
     time::{SharedClock, Time},
     topic::Topic,
-    trace::encode_envelope,
+    trace::{decode_envelope, encode_envelope},
 };
 use tokio::{sync::Semaphore, time::Instant};
-use tracing::{Instrument as _, info, trace_span};
+use tracing::{Instrument as _, info, trace_span, warn};
 
 use crate::batch::{Batch, Table};
 
@@ -68,6 +68,18 @@ struct Pace {
 }
 
 type Insert = Pin<Box<dyn Future<Output = Result<Vec<RefusedRow>, StoreError>> + Send>>;
+
+/// A batch that is being inserted. Its records are read again where the store refuses some: to keep them meanwhile
+/// would double what a batch takes.
+struct Begun {
+    to: u64,
+    /// How many records were decoded.
+    records: usize,
+    /// What could not be decoded.
+    dead: Vec<Output>,
+    began: Instant,
+    insert: Insert,
+}
 
 impl Store {
     /// A stage for `table`.
@@ -123,10 +135,10 @@ impl Store {
         PollLimits { bytes: limits.bytes.min(POLL_BYTES), ..limits }
     }
 
-    /// Whether a batch takes more. While another is under way half of one is enough: the rest is gathered in a
+    /// Whether a batch takes more. While another is under way an eighth of one is enough: the rest is gathered in a
     /// moment, and would only lie in memory.
     fn takes_more(&self, batch: &Batch, waits: bool) -> bool {
-        !self.has_reached(batch, if waits { 2 } else { 1 })
+        !self.has_reached(batch, if waits { 8 } else { 1 })
     }
 
     /// How long the batch after the insert that began then and has just ended goes on gathering.
@@ -174,25 +186,21 @@ impl Stage for Store {
         }
 
         let mut gathering = Batch::new(self.table, position);
-        let mut inserting: Option<(Batch, Instant, Insert)> = None;
+        let mut inserting: Option<Begun> = None;
         // The end that the committed intent names.
         let mut intended = position;
         let mut leaving = false;
         let mut pace = Pace { least: Instant::now(), by_cost: Instant::now() };
         loop {
             if inserting.is_none() && !gathering.is_empty() && (leaving || self.is_due(&gathering, pace)) {
-                let began = Instant::now();
-                let mut batch = std::mem::replace(&mut gathering, Batch::new(self.table, 0));
-                gathering = Batch::new(self.table, batch.to);
+                let next = Batch::new(self.table, gathering.to);
+                let batch = std::mem::replace(&mut gathering, next);
                 if intended != batch.to {
                     let metadata = intent(batch.to);
                     lease.commit(Commit { outputs: Vec::new(), next: Some(position), metadata }).await?;
                     intended = batch.to;
                 }
-                let rows = std::mem::replace(&mut batch.rows, Rows::Traces(Vec::new()));
-                let range = self.range(log_id, partition, &batch);
-                inserting =
-                    Some((batch, began, self.insert(range, rows, Attempt::First, runtime.clock.clone())));
+                inserting = Some(self.begin(batch, (log_id, partition), Attempt::First, context));
             }
             if leaving && inserting.is_none() {
                 return Ok(());
@@ -200,19 +208,22 @@ impl Stage for Store {
             let idle_until = if inserting.is_none() { self.deadline(&gathering, pace) } else { None };
             tokio::select! {
                 refused = async { match &mut inserting {
-                    Some((_, _, insert)) => insert.await,
+                    Some(begun) => begun.insert.as_mut().await,
                     None => std::future::pending().await,
                 } } => {
-                    let Some((batch, began, _)) = inserting.take() else { continue };
+                    let Some(Begun { to, records, dead, began, .. }) = inserting.take() else { continue };
                     pace = self.pace(began);
-                    let outputs = self.dead_letters(context, partition, &batch, refused?);
-                    position = batch.to;
+                    if !self.takes_more(&gathering, true) {
+                        gathering.goes_on(Instant::now());
+                    }
+                    let outputs = self.dead_letters(context, partition, dead, refused?).await?;
+                    position = to;
                     // The next batch's intent travels with this commit when its end is known already.
                     let due = !leaving && !gathering.is_empty() && self.is_due(&gathering, pace);
                     intended = if due { gathering.to } else { position };
                     let metadata = if due { intent(intended) } else { String::new() };
                     lease.commit(Commit { outputs, next: Some(position), metadata }).await?;
-                    context.finished(batch.records.len());
+                    context.finished(records);
                 }
                 polled = lease.poll(self.poll_limits(context)), if !leaving && self.takes_more(&gathering, inserting.is_some()) => {
                     match polled? {
@@ -240,8 +251,17 @@ impl Stage for Store {
 }
 
 impl Store {
-    fn range(&self, log_id: LogId, partition: u32, batch: &Batch) -> BatchRange {
-        BatchRange { topic: self.table.topic, log_id, partition, from: batch.from, to: batch.to }
+    fn begin(
+        &self,
+        batch: Batch,
+        (log_id, partition): (LogId, u32),
+        attempt: Attempt,
+        context: &PartitionContext,
+    ) -> Begun {
+        let Batch { from, to, rows, records, dead, .. } = batch;
+        let range = BatchRange { topic: self.table.topic, log_id, partition, from, to };
+        let insert = self.insert(range, rows, attempt, context.runtime.clock.clone());
+        Begun { to, records, dead, began: Instant::now(), insert }
     }
 
     /// Finishes a batch that an earlier owner may have begun: exactly the range that its intent names.
@@ -264,49 +284,57 @@ impl Store {
             batch.push(partition, records, now);
         }
         batch.to = end;
-        let rows = std::mem::replace(&mut batch.rows, Rows::Traces(Vec::new()));
-        let range = self.range(log_id, partition, &batch);
-        let refused = self.insert(range, rows, Attempt::Again, context.runtime.clock.clone()).await?;
-        let outputs = self.dead_letters(context, partition, &batch, refused);
+        let Begun { records, dead, insert, .. } =
+            self.begin(batch, (log_id, partition), Attempt::Again, context);
+        let outputs = self.dead_letters(context, partition, dead, insert.await?).await?;
         lease.commit(Commit { outputs, next: Some(end), metadata: String::new() }).await?;
-        context.finished(batch.records.len());
+        context.finished(records);
         Ok(())
     }
 
-    /// What could not be decoded and what the store will never take.
-    fn dead_letters(
+    /// What could not be decoded, and what the store will never take.
+    async fn dead_letters(
         &self,
         context: &PartitionContext,
         partition: u32,
-        batch: &Batch,
+        dead: Vec<Output>,
         refused: Vec<RefusedRow>,
-    ) -> Vec<Output> {
-        let now = context.runtime.clock.now();
-        let mut outputs = batch.dead.clone();
-        for row in refused {
-            let Ok(at) = batch.records.binary_search_by_key(&row.offset, |stored| stored.offset) else {
+    ) -> Result<Vec<Output>, StageError> {
+        let (topic, now) = (self.table.topic, context.runtime.clock.now());
+        let mut outputs = dead;
+        for rows in refused.chunk_by(|a, b| a.offset == b.offset) {
+            let offset = rows[0].offset;
+            let records = context.runtime.log.read(topic, partition, offset, offset + 1, READ_BYTES).await?;
+            let Some(stored) = records.first() else {
+                warn!(
+                    stage = self.table.stage,
+                    partition, offset, "a refused record is not in the log any more"
+                );
                 continue;
             };
-            let stored = &batch.records[at];
-            let payload = match self.table.topic {
-                Topic::Traces => panopticon_core::trace::decode_envelope(stored.record.bytes())
-                    .ok()
-                    .and_then(|traces| traces.into_iter().nth(row.index as usize))
-                    .map(|trace| encode_envelope([trace]))
-                    .unwrap_or_default(),
-                _ => stored.record.payload.clone().unwrap_or_default(),
+            let traces = match topic {
+                Topic::Traces => decode_envelope(stored.record.bytes()).unwrap_or_default(),
+                _ => Vec::new(),
             };
-            let (stage, topic) = (self.table.stage, self.table.topic);
-            outputs.push(dead_letter_row(
-                stage,
-                topic,
-                partition,
-                stored,
-                (row.index, payload),
-                &row.error,
-                now,
-            ));
+            for row in rows {
+                let payload = match topic {
+                    Topic::Traces => {
+                        traces.get(row.index as usize).map(|trace| encode_envelope([trace.clone()]))
+                    }
+                    _ => stored.record.payload.clone(),
+                };
+                let row_of = (row.index, payload.unwrap_or_default());
+                outputs.push(dead_letter_row(
+                    self.table.stage,
+                    topic,
+                    partition,
+                    stored,
+                    row_of,
+                    &row.error,
+                    now,
+                ));
+            }
         }
-        outputs
+        Ok(outputs)
     }
 }
