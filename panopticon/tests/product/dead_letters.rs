@@ -1,27 +1,27 @@
 //! Records that a stage could not take: seen, and brought back once the cause is mended.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::Method;
 use panopticon_core::{
     ids::{ClientId, EventId, partition_of},
     log::{Record, Replay},
-    time::{Clock as _, SystemClock},
+    time::{Clock as _, SystemClock, Time},
     topic::Topic,
-    trace::{AcceptedTrace, Status, Trace, encode_envelope},
+    trace::{AcceptedTrace, Status, Trace, decode_envelope, encode_envelope},
 };
 use panopticon_proto::log::DeadLetter;
 use prost::Message as _;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::{App, Engine, System, alone_on_both_engines, eventually, log::OpenLog, logi};
+use crate::support::{App, Engine, System, alone_on_both_engines, eventually, log::OpenLog, logi, run_alone};
 
 alone_on_both_engines!(a_dead_letter_is_listed_and_replayed_once_and_fails_again_by_itself);
 
 const USER: &str = "alice";
 
-/// The bytes of a trace as the gateway writes it.
-fn envelope(app: &App, event_id: Uuid) -> Vec<u8> {
-    let now = SystemClock.now();
+/// A trace as the gateway takes it in.
+fn taken(app: &App, event_id: Uuid, received_at: Time) -> AcceptedTrace {
     let trace = Trace {
         event_id: EventId(event_id),
         client_id: ClientId::new(&app.id).unwrap(),
@@ -29,7 +29,7 @@ fn envelope(app: &App, event_id: Uuid) -> Vec<u8> {
         tool: "calendar.read".to_owned(),
         scope_used: String::new(),
         status: Status::Ok,
-        started_at: now,
+        started_at: SystemClock.now(),
         duration_ms: 5,
         session_id: String::new(),
         agent: String::new(),
@@ -37,7 +37,7 @@ fn envelope(app: &App, event_id: Uuid) -> Vec<u8> {
         error_code: String::new(),
         attributes: Default::default(),
     };
-    encode_envelope([AcceptedTrace::new(trace, now)]).to_vec()
+    AcceptedTrace::new(trace, received_at)
 }
 
 /// Lays a trace into the raw log that dedupe passes by, with the letter that tells of it, as an older version
@@ -47,7 +47,7 @@ async fn lay(s: &System, app: &App) -> Uuid {
     let (event_id, log) = (Uuid::new_v4(), &open.log);
     let partitions = log.topic(Topic::TracesRaw).await.unwrap().partitions;
     let partition = partition_of(&[&app.id, USER], partitions);
-    let payload = envelope(app, event_id);
+    let payload = encode_envelope([taken(app, event_id, SystemClock.now())]);
     let replay = Some(Replay { stage: "an older version".to_owned(), first_offset: 0 });
     let passed_by = Record { replay, ..Record::message(payload.clone()) };
     let offset = log.append(Topic::TracesRaw, partition, passed_by).await.unwrap().unwrap();
@@ -58,7 +58,7 @@ async fn lay(s: &System, app: &App) -> Uuid {
         offset,
         stage: "dedupe".to_owned(),
         error: "a field of a later version".to_owned(),
-        payload: payload.into(),
+        payload,
         at: SystemClock.now().micros(),
         ..DeadLetter::default()
     };
@@ -121,4 +121,40 @@ async fn a_dead_letter_is_listed_and_replayed_once_and_fails_again_by_itself(eng
     })
     .await;
     s.stop().await;
+}
+
+#[test]
+fn a_row_that_clickhouse_refuses_is_a_dead_letter_of_its_own_and_its_neighbours_are_stored() {
+    run_alone(Engine::Distributed, async |engine| {
+        let s = &System::start(engine, &[]).await;
+        let app = s.app().await;
+        let ids = [0; 3].map(|_| Uuid::new_v4());
+        // No date from 2100 on is kept.
+        let never = Time::parse_rfc3339("2101-01-01T00:00:00Z").unwrap();
+        let now = SystemClock.now();
+        let traces = ids.into_iter().zip([now, never, now]).map(|(id, at)| taken(&app, id, at));
+        let open = OpenLog::of(s).await;
+        let partitions = open.log.topic(Topic::Traces).await.unwrap().partitions;
+        let partition = partition_of(&[&app.id, USER], partitions);
+        let record = Record::message(encode_envelope(traces));
+        open.log.append(Topic::Traces, partition, record).await.unwrap();
+        open.close().await;
+
+        let letter = eventually("the dead letter", async || {
+            let letters = logi(s, &["dead-letters", "list", "--json"]).await.json();
+            match letters.as_array().unwrap().as_slice() {
+                [letter] => Ok(letter.clone()),
+                _ => Err(letters),
+            }
+        })
+        .await;
+        assert_eq!(letter["stage"], "store");
+        assert!(letter["error"].as_str().unwrap().contains("received_at"), "{letter}");
+        let payload = STANDARD.decode(letter["payload"].as_str().unwrap()).unwrap();
+        let dead = decode_envelope(&payload).unwrap();
+        assert_eq!(dead.iter().map(|trace| trace.trace.event_id.0).collect::<Vec<_>>(), [ids[1]]);
+        let stored = s.timeline(&app, 2).await;
+        assert!(stored.iter().all(|row| row["event_id"] != ids[1].to_string()), "{stored:?}");
+        s.stop().await;
+    });
 }
