@@ -65,6 +65,9 @@ pub(super) fn apply(kafka: &KafkaConfig, settings: &mut ClientConfig) {
 /// Which setting to look at when the driver has said this.
 pub(super) fn advice(kafka: &KafkaConfig, said: &str) -> &'static str {
     let says = |words: &str| said.to_ascii_lowercase().contains(words);
+    // A broker that reads what it does not understand ends the connection; whether the driver was reading or writing
+    // then is chance.
+    let was_cut = ["disconnected", "broken pipe", "connection reset"].into_iter().any(says);
     if says("unsupported sasl mechanism") || says("mechanism handshake") {
         "; the brokers do not offer `kafka.sasl_mechanism`"
     } else if kafka.sasl_mechanism == Some(SaslMechanism::OauthBearer) && says("authentication") {
@@ -73,12 +76,34 @@ pub(super) fn advice(kafka: &KafkaConfig, said: &str) -> &'static str {
         "; check `kafka.username` and `kafka.password`"
     } else if says("certificate verify failed") || says("broker certificate") {
         "; is its authority in `kafka.ca_file`, and its name the one that is connected to?"
-    } else if says("ssl handshake") || says("plaintext broker listener") || says("disconnected") && kafka.tls
-    {
+    } else if says("ssl handshake") || says("plaintext broker listener") || was_cut && kafka.tls {
         "; do the brokers speak TLS on this port (`kafka.tls`)?"
-    } else if says("disconnected") || says("broker transport failure") {
+    } else if was_cut || says("broker transport failure") {
         "; do the brokers want TLS (`kafka.tls`) or SASL (`kafka.sasl_mechanism`) on this port?"
     } else {
         ""
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use panopticon_core::config::Config;
+
+    use super::*;
+
+    #[test]
+    fn however_a_broker_ends_the_connection_the_settings_are_named() {
+        let mut kafka = Config::default().kafka;
+        for said in [
+            "broker:9092/bootstrap: Disconnected while requesting ApiVersion",
+            "broker:9092/bootstrap: Send failed: Broken pipe (after 0ms in state UP)",
+            "broker:9092/bootstrap: Receive failed: Connection reset by peer",
+        ] {
+            kafka.tls = false;
+            assert!(advice(&kafka, said).contains("`kafka.sasl_mechanism`"), "{said}");
+            kafka.tls = true;
+            assert!(advice(&kafka, said).contains("`kafka.tls`"), "{said}");
+        }
+        assert_eq!(advice(&kafka, "broker:9092: Connect failed: Connection refused"), "");
     }
 }
