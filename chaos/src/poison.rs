@@ -1,6 +1,6 @@
 //! A record that no stage can take, in every topic that stages read.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use crate::{bed::Bed, topics};
 
@@ -20,9 +20,23 @@ const READERS: [(&str, &[&str]); 7] = [
 
 const TRIES: u32 = 20;
 
-/// The dead letters that it must end as.
-pub fn expected() -> impl Iterator<Item = String> {
-    READERS.iter().flat_map(|(topic, stages)| stages.iter().map(move |stage| format!("{topic} by {stage}")))
+/// What a dead letter is told by: its record and the stage that met it.
+pub fn name(topic: &str, (partition, offset): (i64, i64), stage: &str) -> String {
+    format!("{topic} {partition}/{offset} by {stage}")
+}
+
+/// The dead letters that it must end as. A topic may have it twice: where the broker did not answer in time, it was
+/// sent again. Blocks.
+pub fn expected(brokers: &str) -> anyhow::Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for (topic, stages) in READERS {
+        let records = topics::read(brokers, topic)?.into_iter();
+        for record in records.filter(|record| record.payload == PAYLOAD) {
+            let place = (record.partition.into(), record.offset);
+            names.extend(stages.iter().map(|stage| name(topic, place, stage)));
+        }
+    }
+    Ok(names)
 }
 
 /// Puts one into every topic, between faults or in the middle of one.

@@ -30,7 +30,7 @@ struct Subject {
 }
 
 pub(super) async fn check(bed: &Bed) -> anyhow::Result<Vec<Finding>> {
-    let (detections, actions, letters) = read(bed).await?;
+    let (detections, actions, letters, poison) = read(bed).await?;
     let told: Places = by_name(&detections, |d: &Detection| format!("{} {}", d.detection_id, d.phase));
     let acted: Places = by_name(&actions, |a: &GuardAction| a.action_id.clone());
     let stored = stored(bed, "detections", "concat(detection_id, ' ', phase)").await?;
@@ -45,19 +45,22 @@ pub(super) async fn check(bed: &Bed) -> anyhow::Result<Vec<Finding>> {
         answered("every detection has one guard action", &detections, &actions),
         started.as_expected(&expected),
         kills(&actions),
-        dead_letters(bed, &letters),
+        dead_letters(&letters, &poison),
     ])
 }
 
-type Read = (Vec<(Record, Detection)>, Vec<(Record, GuardAction)>, Vec<(Record, DeadLetter)>);
+/// With the dead letters that must be there.
+type Read =
+    (Vec<(Record, Detection)>, Vec<(Record, GuardAction)>, Vec<(Record, DeadLetter)>, BTreeSet<String>);
 
 async fn read(bed: &Bed) -> anyhow::Result<Read> {
-    let brokers = bed.brokers.clone();
+    let (brokers, poisoned) = (bed.brokers.clone(), *bed.poisoned.lock());
     tokio::task::spawn_blocking(move || {
         Ok((
             messages(&brokers, "detections")?,
             messages(&brokers, "guard-actions")?,
             messages(&brokers, "dead-letters")?,
+            if poisoned { poison::expected(&brokers)? } else { BTreeSet::new() },
         ))
     })
     .await?
@@ -232,20 +235,14 @@ fn kills(actions: &[(Record, GuardAction)]) -> Finding {
 }
 
 /// The poison, once for each stage that met it, and nothing else.
-fn dead_letters(bed: &Bed, letters: &[(Record, DeadLetter)]) -> Finding {
+fn dead_letters(letters: &[(Record, DeadLetter)], expected: &BTreeSet<String>) -> Finding {
     let mut found: BTreeMap<String, usize> = BTreeMap::new();
     for (_, letter) in letters {
-        let known = letter.payload == poison::PAYLOAD;
-        let what = if known {
-            String::new()
-        } else {
-            format!(" at {}/{}: {}", letter.partition, letter.offset, letter.error)
-        };
-        *found.entry(format!("{} by {}{what}", letter.topic, letter.stage)).or_default() += 1;
+        let place = (letter.partition.into(), letter.offset as i64);
+        let what = if letter.payload == poison::PAYLOAD { "" } else { letter.error.as_str() };
+        *found.entry(poison::name(&letter.topic, place, &letter.stage) + what).or_default() += 1;
     }
-    let poisoned = *bed.poisoned.lock();
-    let expected: BTreeSet<String> = if poisoned { poison::expected().collect() } else { BTreeSet::new() };
-    let names: BTreeSet<&String> = found.keys().chain(&expected).collect();
+    let names: BTreeSet<&String> = found.keys().chain(expected).collect();
     let broken = names
         .iter()
         .filter(|name| found.get(**name).copied().unwrap_or(0) != usize::from(expected.contains(**name)))
