@@ -164,7 +164,7 @@ impl Process {
                     _ = minute.tick() => {}
                     () = process.shutdown.cancelled() => return,
                 }
-                if let Some(seen) = &ports.seen
+                if let Some(seen) = ports.reached_seen()
                     && let Err(error) = seen.expire().await
                 {
                     warn!(%error, "cannot forget old event ids now");

@@ -83,6 +83,11 @@ impl Ports {
         self.seen_there.clone().wait_for(|there| *there).await.is_ok()
     }
 
+    /// The seen set, where it was asked for and has been reached.
+    pub(crate) fn reached_seen(&self) -> Option<&Arc<dyn SeenSet>> {
+        self.seen.as_ref().filter(|_| *self.seen_there.borrow())
+    }
+
     /// The trace store.
     pub fn store(&self) -> anyhow::Result<Arc<dyn TraceStore>> {
         self.store.clone().context("the trace store was not opened")
