@@ -265,6 +265,8 @@ pub struct ClickhouseConfig {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GatewayConfig {
+    /// Threads of a gateway process that serve requests.
+    pub threads: usize,
     /// Largest body of a single trace.
     pub max_trace_bytes: usize,
     /// Largest body of a batch, after decompression too.
@@ -277,7 +279,7 @@ pub struct GatewayConfig {
     pub max_envelope_bytes: usize,
     /// Appends that may be under way at once in a partition.
     pub appends_in_flight: usize,
-    /// Least time between two appends to a partition; what comes meanwhile goes into the next.
+    /// How long a round of appends waits for the one before it to end, at most; requests gather meanwhile.
     pub append_pace_ms: u64,
     /// How long a client may take to send a body.
     pub body_timeout_ms: u64,
@@ -505,13 +507,14 @@ impl Default for Config {
                 query_timeout_ms: 10_000,
             },
             gateway: GatewayConfig {
+                threads: 1,
                 max_trace_bytes: 64 << 10,
                 max_batch_bytes: 4 << 20,
                 max_batch_traces: 1_000,
                 queue_traces: 20_000,
                 max_envelope_bytes: 512 << 10,
                 appends_in_flight: 1,
-                append_pace_ms: 2,
+                append_pace_ms: 5,
                 body_timeout_ms: 30_000,
                 append_timeout_ms: 5_000,
                 mark_timeout_ms: 1_000,
@@ -641,6 +644,7 @@ impl Config {
             ("embedded.partitions", u64::from(self.embedded.partitions)),
             ("kafka.partitions", u64::from(self.kafka.partitions)),
             ("gateway.max_batch_traces", self.gateway.max_batch_traces as u64),
+            ("gateway.threads", self.gateway.threads as u64),
             ("gateway.queue_traces", self.gateway.queue_traces as u64),
             ("gateway.appends_in_flight", self.gateway.appends_in_flight as u64),
             ("store.inserts_in_flight", self.store.inserts_in_flight as u64),

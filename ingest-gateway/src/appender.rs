@@ -1,118 +1,67 @@
-//! Group commit: the traces that wait for a partition go into one envelope and one append.
+//! One round: an envelope for each partition, appended at once.
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use panopticon_core::{
-    config::GatewayConfig,
-    ids::{LogId, Place, SeenKey},
+    ids::{LogId, Place},
     log::{EventLog, LogError, Record},
     telemetry::SPANS,
-    time::Time,
     topic::Topic,
     trace::EnvelopeWriter,
 };
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    time::{Instant, sleep_until, timeout_at},
-};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{Instrument as _, Span, trace_span, warn};
 
 use crate::{
     marker::{Appended, Marker},
+    parcel::{Parcel, answer},
+    rounds::Turn,
     verdict::Verdict,
 };
 
-/// A trace that was taken in.
-pub(crate) struct Taken {
-    pub key: SeenKey,
-    /// Its `panopticon.v1.Trace`.
-    pub bytes: Bytes,
-    pub received_at: Time,
-    pub late: bool,
+/// How long traces that are in the log wait for those that were appended with them, to be marked in the same call
+/// of the seen set. Where all partitions are well, that is shorter.
+const TOGETHER: Duration = Duration::from_millis(2);
+
+/// What goes into one envelope.
+pub(crate) struct Load {
+    /// At least one; all of the same partition.
+    pub parcels: Vec<Parcel>,
+    pub turn: Turn,
 }
 
-/// Traces of one request that go to one partition.
-pub(crate) struct Parcel {
-    pub traces: Vec<Taken>,
-    /// About how many bytes they take in an envelope.
-    pub bytes: usize,
-    /// Until when the request waits for the log.
-    pub deadline: Instant,
-    /// Their places in the queue, given back when they are answered.
-    pub room: OwnedSemaphorePermit,
-    /// How many traces wait in the partition's queue.
-    pub waiting: metrics::Gauge,
-    /// Of the request, where spans are exported.
-    pub span: Span,
-    pub answer: oneshot::Sender<Vec<Verdict>>,
-}
-
-/// Appends to one partition of `traces.raw`.
+/// Appends envelopes and hands on what the log has taken.
 pub(crate) struct Appender {
     pub log: Arc<dyn EventLog>,
     pub marker: Marker,
-    pub partition: u32,
+    pub topic: Topic,
     pub log_id: LogId,
-    pub max_envelope_bytes: usize,
-    pub in_flight: Arc<Semaphore>,
-    pub pace: Duration,
 }
 
 impl Appender {
-    pub fn new(
-        log: Arc<dyn EventLog>,
-        marker: Marker,
-        (partition, log_id): (u32, LogId),
-        limits: &GatewayConfig,
-    ) -> Self {
-        Self {
-            log,
-            marker,
-            partition,
-            log_id,
-            max_envelope_bytes: limits.max_envelope_bytes,
-            in_flight: Arc::new(Semaphore::new(limits.appends_in_flight)),
-            pace: Duration::from_millis(limits.append_pace_ms),
-        }
-    }
-
-    /// Runs until the queue is closed. While all appends that may be under way are, and until the pace
-    /// of the last one has passed, requests gather: the busier the gateway, the larger the envelopes.
-    pub async fn run(self, mut queue: mpsc::UnboundedReceiver<Parcel>) {
-        let appender = Arc::new(self);
-        let mut held: Option<Parcel> = None;
-        let mut next = Instant::now();
-        loop {
-            let first = match held.take() {
-                Some(parcel) => parcel,
-                None => match queue.recv().await {
-                    Some(parcel) => parcel,
-                    None => return,
-                },
-            };
-            let Ok(permit) = appender.in_flight.clone().acquire_owned().await else { return };
-            sleep_until(next).await;
-            next = Instant::now() + appender.pace;
-            let mut bytes = first.bytes;
-            let mut parcels = vec![first];
-            while let Ok(parcel) = queue.try_recv() {
-                if bytes + parcel.bytes > appender.max_envelope_bytes {
-                    held = Some(parcel);
-                    break;
+    /// Appends all of a round. A partition that does not answer holds nobody else up.
+    pub(crate) async fn append_all(self: Arc<Self>, loads: Vec<Load>) {
+        let mut appends: FuturesUnordered<_> = loads.into_iter().map(|load| self.append(load)).collect();
+        while let Some(first) = appends.next().await {
+            let mut appended: Vec<Appended> = first.into_iter().collect();
+            let others = async {
+                while let Some(next) = appends.next().await {
+                    appended.extend(next);
                 }
-                bytes += parcel.bytes;
-                parcels.push(parcel);
-            }
-            let appender = appender.clone();
-            tokio::spawn(async move {
-                appender.append(parcels).await;
-                drop(permit);
-            });
+            };
+            // What came in time is there; what did not goes on.
+            let _ = timeout(TOGETHER, others).await;
+            self.marker.mark(appended);
         }
     }
 
-    async fn append(&self, parcels: Vec<Parcel>) {
+    /// Appends one envelope; `None` when its requests are answered already.
+    async fn append(&self, load: Load) -> Option<Appended> {
+        let Load { parcels, turn } = load;
+        let first = parcels.first()?;
+        // It has waited longest: it is answered in time, and the others with it.
+        let (partition, deadline) = (first.partition, first.deadline);
         let mut envelope =
             EnvelopeWriter::with_capacity(parcels.iter().map(|parcel| parcel.bytes).sum::<usize>());
         let mut keys = Vec::with_capacity(parcels.iter().map(|parcel| parcel.traces.len()).sum());
@@ -122,32 +71,32 @@ impl Appender {
         }
         metrics::histogram!("panopticon_gateway_envelope_traces").record(keys.len() as f64);
         let began = Instant::now();
-        // The first one has waited longest: it is answered in time, and the others with it.
-        let deadline = parcels.first().map_or(began, |first| first.deadline);
         let record = Record::message(envelope.finish());
         let span = shared_by(
             &parcels,
-            |parent| trace_span!(target: SPANS, parent: parent, "append", partition = self.partition, traces = keys.len()),
+            |parent| trace_span!(target: SPANS, parent: parent, "append", partition, traces = keys.len()),
         );
-        let append = self.log.append(Topic::TracesRaw, self.partition, record);
+        let append = self.log.append(self.topic, partition, record);
         let appended = timeout_at(deadline, append)
             .instrument(span)
             .await
             .unwrap_or_else(|_| Err(LogError::Unavailable("no answer in time".to_owned())));
+        drop(turn);
         metrics::histogram!("panopticon_gateway_append_seconds").record(began.elapsed());
         match appended {
             Ok(Some(offset)) => {
-                let place = Place { log_id: self.log_id, partition: self.partition, offset, index: 0 };
-                self.marker.mark(Appended { place, keys, parcels });
+                let place = Place { log_id: self.log_id, partition, offset, index: 0 };
+                return Some(Appended { place, keys, parcels });
             }
             // An acknowledgement without an offset: durable, but its place is not known here.
             Ok(None) => answer(parcels, std::iter::repeat(Verdict::Accepted)),
             Err(error) => {
-                warn!(partition = self.partition, traces = keys.len(), %error, "an append failed; its requests are told to send again");
+                warn!(partition, traces = keys.len(), %error, "an append failed; its requests are told to send again");
                 metrics::counter!("panopticon_gateway_append_errors_total").increment(1);
                 answer(parcels, std::iter::repeat(Verdict::Unavailable));
             }
         }
+        None
     }
 }
 
@@ -159,16 +108,4 @@ pub(crate) fn shared_by(parcels: &[Parcel], made: impl FnOnce(&Span) -> Span) ->
         others.iter().for_each(|other| _ = span.follows_from(&other.span));
     }
     span
-}
-
-/// Answers parcels, each with its part of `verdicts`.
-pub(crate) fn answer(parcels: Vec<Parcel>, mut verdicts: impl Iterator<Item = Verdict>) {
-    for parcel in parcels {
-        let length = parcel.traces.len();
-        let own: Vec<Verdict> = verdicts.by_ref().take(length).collect();
-        // A request that has gone away needs no answer.
-        let _ = parcel.answer.send(own);
-        drop(parcel.room);
-        parcel.waiting.decrement(length as f64);
-    }
 }

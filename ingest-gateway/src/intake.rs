@@ -13,15 +13,15 @@ use panopticon_core::{
     topic::Topic,
 };
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot},
+    sync::{Semaphore, oneshot},
     time::Instant,
 };
 use tracing::{Span, debug};
 
 use crate::{
-    appender::{Appender, Parcel, Taken},
     counts::{Counts, Tally},
-    marker::Marker,
+    parcel::{Parcel, Room, Taken, Waiting},
+    rounds::{Door, Rounds},
     verdict::Verdict,
 };
 
@@ -31,45 +31,39 @@ const KNOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Takes checked traces in.
 pub struct Intake {
     queues: Vec<Queue>,
+    door: Door,
     store: Option<Arc<dyn TraceStore>>,
     clock: SharedClock,
     seen_window: Duration,
     max_envelope_bytes: usize,
+    /// How long a request waits for the log.
+    timeout: Duration,
     /// What became of each app's traces.
     pub counts: Counts,
 }
 
+/// What bounds the traces of a partition that wait.
 struct Queue {
-    parcels: mpsc::UnboundedSender<Parcel>,
-    /// Bounds the queue, in traces.
     room: Arc<Semaphore>,
-    /// How many traces are in it.
+    /// How many wait.
     waiting: metrics::Gauge,
-    /// How long a request waits for the log.
-    timeout: Duration,
 }
 
 impl Queue {
-    /// Puts traces into the queue; `None` when it is full.
-    fn send(&self, traces: Vec<Taken>, bytes: usize) -> Option<oneshot::Receiver<Vec<Verdict>>> {
-        let wanted = u32::try_from(traces.len()).ok()?;
-        let Ok(room) = self.room.clone().try_acquire_many_owned(wanted) else {
+    /// Places for traces; `None` when it is full.
+    fn room(&self, traces: usize) -> Option<Room> {
+        let wanted = u32::try_from(traces).ok()?;
+        let Ok(permit) = self.room.clone().try_acquire_many_owned(wanted) else {
             metrics::counter!("panopticon_gateway_queue_full_total").increment(u64::from(wanted));
             return None;
         };
-        let (answer, verdicts) = oneshot::channel();
-        self.waiting.increment(f64::from(wanted));
-        let waiting = self.waiting.clone();
-        let deadline = Instant::now() + self.timeout;
-        let parcel = Parcel { traces, bytes, deadline, room, waiting, span: Span::current(), answer };
-        self.parcels.send(parcel).ok()?;
-        Some(verdicts)
+        Some(Room::new(permit, self.waiting.clone()))
     }
 }
 
 /// What one request brings to one envelope.
 #[derive(Default)]
-struct Load {
+struct Share {
     /// Which traces of the request they are.
     indexes: Vec<usize>,
     traces: Vec<Taken>,
@@ -80,8 +74,8 @@ struct Load {
 const ADDED_BYTES: usize = 16;
 
 impl Intake {
-    /// Opens `traces.raw` and starts an appender for each partition. With a `store`, resends of traces that
-    /// are older than the seen set's window are recognised here; without, by the dedupe stage alone.
+    /// Opens `traces.raw` and starts appending to it. With a `store`, resends of traces that are older than the
+    /// seen set's window are recognised here; without, by the dedupe stage alone.
     pub async fn open(
         log: Arc<dyn EventLog>,
         seen: Arc<dyn SeenSet>,
@@ -90,26 +84,18 @@ impl Intake {
         clock: SharedClock,
     ) -> Result<Self, LogError> {
         let topic = log.topic(Topic::TracesRaw).await?;
-        let timeout = Duration::from_millis(config.gateway.append_timeout_ms);
-        let marker = Marker::start(seen, Duration::from_millis(config.gateway.mark_timeout_ms));
-        let queues = (0..topic.partitions)
-            .map(|partition| {
-                let (parcels, queue) = mpsc::unbounded_channel();
-                let waiting =
-                    metrics::gauge!("panopticon_gateway_queue_traces", "partition" => partition.to_string());
-                let place = (partition, topic.log_id);
-                let appender = Appender::new(log.clone(), marker.clone(), place, &config.gateway);
-                tokio::spawn(appender.run(queue));
-                let room = Arc::new(Semaphore::new(config.gateway.queue_traces));
-                Queue { parcels, room, waiting, timeout }
-            })
-            .collect();
+        let queue = |partition: u32| Queue {
+            room: Arc::new(Semaphore::new(config.gateway.queue_traces)),
+            waiting: metrics::gauge!("panopticon_gateway_queue_traces", "partition" => partition.to_string()),
+        };
         Ok(Self {
-            queues,
+            queues: (0..topic.partitions).map(queue).collect(),
+            door: Rounds::start(log, seen, topic, &config.gateway),
             store,
             clock,
             seen_window: config.retention.seen_window(),
             max_envelope_bytes: config.gateway.max_envelope_bytes,
+            timeout: Duration::from_millis(config.gateway.append_timeout_ms),
             counts: Counts::default(),
         })
     }
@@ -124,7 +110,7 @@ impl Intake {
         let known = self.known(client_id, &traces, now).await;
         let mut late = vec![false; traces.len()];
         let partitions = u32::try_from(self.queues.len()).unwrap_or(u32::MAX);
-        let mut loads: Vec<Vec<Load>> = self.queues.iter().map(|_| Vec::new()).collect();
+        let mut shares: Vec<Vec<Share>> = self.queues.iter().map(|_| Vec::new()).collect();
         for (i, trace) in traces.into_iter().enumerate() {
             if known.get(i).copied().unwrap_or(false) {
                 verdicts[i] = Verdict::Duplicate;
@@ -134,24 +120,12 @@ impl Intake {
             let partition = partition_of_hash(trace.partition_hash, partitions);
             let key = SeenKey::of(client_id, trace.event_id);
             let taken = Taken { key, bytes: trace.bytes, received_at: now, late: late[i] };
-            if let Some(loads) = loads.get_mut(partition as usize) {
-                self.load(loads, i, taken);
+            if let Some(shares) = shares.get_mut(partition as usize) {
+                self.share(shares, i, taken);
             }
         }
-        let mut waiting = Vec::with_capacity(loads.len());
-        for (queue, loads) in self.queues.iter().zip(loads) {
-            for Load { indexes, traces, bytes } in loads {
-                if let Some(answer) = queue.send(traces, bytes) {
-                    waiting.push((indexes, answer));
-                }
-            }
-        }
-        for (indexes, answer) in waiting {
-            // An appender that is gone leaves the verdict `Unavailable`.
-            for (i, verdict) in indexes.into_iter().zip(answer.await.unwrap_or_default()) {
-                verdicts[i] = verdict;
-            }
-        }
+        let answered = self.append(verdicts, shares).await;
+        let verdicts = answered.unwrap_or_else(|_| vec![Verdict::Unavailable; late.len()]);
         let mut tally = Tally::default();
         for (verdict, late) in verdicts.iter().zip(late) {
             match verdict {
@@ -167,16 +141,33 @@ impl Intake {
         verdicts
     }
 
-    /// Adds a trace to the loads of its partition, each of which fits into an envelope.
-    fn load(&self, loads: &mut Vec<Load>, index: usize, taken: Taken) {
+    /// Sends shares, by partition, on their way; their verdicts are answered among those of the request.
+    fn append(&self, verdicts: Vec<Verdict>, shares: Vec<Vec<Share>>) -> oneshot::Receiver<Vec<Verdict>> {
+        let (waiting, answer) = Waiting::new(verdicts);
+        let deadline = Instant::now() + self.timeout;
+        let parcels = (0..).zip(&self.queues).zip(shares).flat_map(|((partition, queue), shares)| {
+            let waiting = &waiting;
+            shares.into_iter().filter_map(move |Share { indexes, traces, bytes }| {
+                let _room = queue.room(traces.len())?;
+                let (span, waiting) = (Span::current(), waiting.clone());
+                Some(Parcel { partition, traces, indexes, bytes, deadline, span, waiting, _room })
+            })
+        });
+        // Parcels that nobody takes any more are answered as they are dropped.
+        let _ = self.door.send(parcels.collect());
+        answer
+    }
+
+    /// Adds a trace to the shares of its partition, each of which fits into an envelope.
+    fn share(&self, shares: &mut Vec<Share>, index: usize, taken: Taken) {
         let bytes = taken.bytes.len() + ADDED_BYTES;
-        if loads.last().is_none_or(|load| load.bytes + bytes > self.max_envelope_bytes) {
-            loads.push(Load::default());
+        if shares.last().is_none_or(|share| share.bytes + bytes > self.max_envelope_bytes) {
+            shares.push(Share::default());
         }
-        if let Some(load) = loads.last_mut() {
-            load.indexes.push(index);
-            load.traces.push(taken);
-            load.bytes += bytes;
+        if let Some(share) = shares.last_mut() {
+            share.indexes.push(index);
+            share.traces.push(taken);
+            share.bytes += bytes;
         }
     }
 

@@ -13,8 +13,10 @@ pub mod grpc;
 pub mod http;
 pub mod intake;
 mod marker;
+mod parcel;
+mod rounds;
 mod signature;
-mod verdict;
+pub mod verdict;
 
 use std::sync::Arc;
 

@@ -3,10 +3,12 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Parser;
+use panopticon_core::config::Config;
 use panopticon_ingest_gateway::{Gateway, intake::Intake};
 use panopticon_process::{
-    CommonArgs, NeedOfSeen, NeedOfStore, Needs, Process, bind, condition, serve, use_small_pages, worker,
+    CommonArgs, NeedOfSeen, NeedOfStore, Needs, Process, bind, condition, serve, use_small_pages, worker_on,
 };
+use tokio::runtime;
 use tracing::{info, warn};
 
 /// Takes in traces over HTTP and gRPC and appends them to the log.
@@ -26,7 +28,20 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     use_small_pages();
-    worker(&args.common, "ingest-gateway", run)
+    worker_on(threads, &args.common, "ingest-gateway", run)
+}
+
+/// With one thread, what one request has woken runs together with what others have: answers to a connection go out
+/// in one write, and no thread is woken to steal another's work.
+fn threads(config: &Config) -> runtime::Builder {
+    match config.gateway.threads {
+        1 => runtime::Builder::new_current_thread(),
+        several => {
+            let mut builder = runtime::Builder::new_multi_thread();
+            builder.worker_threads(several);
+            builder
+        }
+    }
 }
 
 async fn run(process: Process) -> anyhow::Result<()> {

@@ -12,7 +12,8 @@ use tokio::{sync::mpsc, time::Instant};
 use tracing::{Instrument as _, trace_span, warn};
 
 use crate::{
-    appender::{Parcel, answer, shared_by},
+    appender::shared_by,
+    parcel::{Parcel, answer},
     verdict::Verdict,
 };
 
@@ -41,7 +42,7 @@ impl Appended {
 
 /// Takes what is to be marked.
 #[derive(Clone)]
-pub(crate) struct Marker(mpsc::UnboundedSender<Appended>);
+pub(crate) struct Marker(mpsc::UnboundedSender<Vec<Appended>>);
 
 impl Marker {
     /// Starts the task that marks; it ends with the last of its marker's copies.
@@ -51,24 +52,26 @@ impl Marker {
         Self(marker)
     }
 
-    /// Marks the traces of an envelope and answers those who wait. The queue is bounded by the rooms of the
+    /// Marks the traces of envelopes and answers those who wait. The queue is bounded by the rooms of the
     /// partitions' queues, which the parcels keep until then.
-    pub(crate) fn mark(&self, appended: Appended) {
+    pub(crate) fn mark(&self, appended: Vec<Appended>) {
         // The task ends after its senders only.
         let _ = self.0.send(appended);
     }
 }
 
-async fn run(seen: Arc<dyn SeenSet>, timeout: Duration, mut queue: mpsc::UnboundedReceiver<Appended>) {
+async fn run(seen: Arc<dyn SeenSet>, timeout: Duration, mut queue: mpsc::UnboundedReceiver<Vec<Appended>>) {
     let mut told: Option<Instant> = None;
-    while let Some(first) = queue.recv().await {
-        let mut marks: Vec<Mark> = first.marks().collect();
-        let mut envelopes = vec![first];
+    while let Some(mut envelopes) = queue.recv().await {
+        let mut marks: Vec<Mark> = envelopes.iter().flat_map(Appended::marks).collect();
         while marks.len() < MAX_MARKS
             && let Ok(next) = queue.try_recv()
         {
-            marks.extend(next.marks());
-            envelopes.push(next);
+            marks.extend(next.iter().flat_map(Appended::marks));
+            envelopes.extend(next);
+        }
+        if marks.is_empty() {
+            continue;
         }
         let places: Vec<Place> = marks.iter().map(|mark| mark.place).collect();
         let parcels: Vec<Parcel> = envelopes.into_iter().flat_map(|envelope| envelope.parcels).collect();

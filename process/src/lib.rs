@@ -22,6 +22,7 @@ use panopticon_core::{
     telemetry,
     time::{SharedClock, SystemClock},
 };
+use tokio::runtime;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -187,8 +188,21 @@ pub struct CommonArgs {
     pub config: Option<PathBuf>,
 }
 
-/// Runs a worker: everything that can go wrong before it runs is one clear line and exit status 1.
+/// Runs a worker on all cores: everything that can go wrong before it runs is one clear line and exit status 1.
 pub fn worker<F>(args: &CommonArgs, name: &str, body: impl FnOnce(Process) -> F) -> ExitCode
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    worker_on(|_| runtime::Builder::new_multi_thread(), args, name, body)
+}
+
+/// The same on threads that follow from the configuration.
+pub fn worker_on<F>(
+    threads: impl FnOnce(&Config) -> runtime::Builder,
+    args: &CommonArgs,
+    name: &str,
+    body: impl FnOnce(Process) -> F,
+) -> ExitCode
 where
     F: Future<Output = anyhow::Result<()>>,
 {
@@ -200,7 +214,7 @@ where
              PANOPTICON_KAFKA__BROKERS, PANOPTICON_REDIS__URL and PANOPTICON_CLICKHOUSE__URL, \
              or run everything in one process with `panopticon serve`"
         );
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let runtime = threads(&config).enable_all().build()?;
         let ended = runtime.block_on(async {
             let process = Process::start(config, name).await?;
             info!(worker = name, config = %serde_json::to_string(&*process.config).unwrap_or_default(), "starting");

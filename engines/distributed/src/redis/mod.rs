@@ -29,7 +29,7 @@ use panopticon_core::{
     time::{Clock as _, SharedClock, SystemClock},
 };
 use parking_lot::Mutex;
-use redis::{ErrorKind, RedisError, Script, ServerErrorKind, Value};
+use redis::{Cmd, ErrorKind, RedisError, Script, ServerErrorKind, Value, aio::ConnectionManager};
 use tokio::sync::OnceCell;
 
 use connection::Access;
@@ -40,8 +40,8 @@ pub const MAX_MARKS_PER_CALL: usize = 20_000;
 
 /// Part of the keys' names: marks written in another way are not read.
 const GENERATION: u32 = 1;
-/// Buckets of a period's first layer, as a power of two. Enough for 6 million marks.
-const FIRST_BITS: u32 = 14;
+/// Buckets of a period's first layer, as a power of two. Enough for 4 million marks.
+const FIRST_BITS: u32 = 16;
 /// A clock that is off by no more than this is the machine's own.
 const SAME_CLOCK_MS: i64 = 1_000;
 
@@ -123,9 +123,11 @@ impl RedisSeen {
             Work::Restore => (&self.restore, false),
             Work::Shift => (&self.shift, false),
         };
-        let mut call = script.prepare_invoke();
+        // Not the driver's own invocation, which keeps each argument in memory of its own.
+        let mut call = redis::cmd("EVALSHA");
+        call.arg(script.get_hash()).arg(self.keys.len());
         for key in &self.keys {
-            call.key(key);
+            call.arg(key);
         }
         let shift_ms = (self.clock.now().micros() - SystemClock.now().micros()) / 1_000;
         call.arg(&self.hash_prefix)
@@ -174,7 +176,7 @@ impl RedisSeen {
             }
         }
         let connection = server.primary.connection();
-        let answer = tokio::time::timeout(self.timeout, call.invoke_async(&mut connection.commands())).await;
+        let answer = tokio::time::timeout(self.timeout, run(script, &call, connection.commands())).await;
         let address = &server.address;
         let answer = match answer {
             Ok(answer) => answer.map_err(|error| explain(address, &error)),
@@ -198,6 +200,17 @@ impl RedisSeen {
             Value::Nil => Ok(Restored::LostAgain),
             _ => Ok(Restored::Whole),
         }
+    }
+}
+
+/// Runs a script by its hash; a server that does not know it yet is told.
+async fn run(script: &Script, call: &Cmd, mut connection: ConnectionManager) -> Result<Value, RedisError> {
+    match call.query_async(&mut connection).await {
+        Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+            script.load_async(&mut connection).await?;
+            call.query_async(&mut connection).await
+        }
+        answer => answer,
     }
 }
 

@@ -13,6 +13,9 @@ const OLDEST_VERSION: (u32, u32) = (6, 2);
 const ASSUMED_LISTPACK_ENTRIES: u32 = 128;
 /// Hashes are planned to be this full at most: they vary, and one that outgrows the limit becomes wasteful.
 const PLANNED_FILL: f64 = 0.75;
+/// Nor are they planned to have more marks than this: Redis reads a hash from its start for each mark. With 64 that
+/// costs less than the rest of a mark; with 400, four times as much; with 32, a mark takes two bytes more.
+const PLANNED_MARKS: u32 = 64;
 /// Below this, hashes spend more on their names than they save.
 const SMALLEST_LISTPACK_ENTRIES: u32 = 64;
 /// A field has 12 bytes, a value at most 25.
@@ -42,7 +45,7 @@ impl Server {
 
     /// How many marks a hash is planned to have.
     pub(super) fn hash_marks(&self) -> u32 {
-        ((f64::from(self.listpack_entries) * PLANNED_FILL) as u32).max(1)
+        ((f64::from(self.listpack_entries) * PLANNED_FILL) as u32).clamp(1, PLANNED_MARKS)
     }
 }
 
