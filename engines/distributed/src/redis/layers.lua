@@ -1,6 +1,6 @@
 -- Part of every script: where marks lie, and what is known of partitions.
 --
--- Marks lie in small hashes, which Redis keeps as listpacks: about 26 bytes a mark. The hashes of one
+-- Marks lie in small hashes, which Redis keeps as listpacks: about 28 bytes a mark. The hashes of one
 -- period and one number of buckets (2^bits) are a layer; a layer that has filled is followed by one with
 -- four times the buckets, so that no hash outgrows the listpack however many marks a period brings.
 --

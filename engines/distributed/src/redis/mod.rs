@@ -2,7 +2,7 @@
 //!
 //! Every batch of marks is one Lua script, so that marks and the partition's progress are compared and
 //! advanced in one step, in memory, on replicas and on disk alike. What a mark takes is what limits the set:
-//! 26 bytes instead of the 208 of a plain key, by keeping marks in hashes small enough for Redis's compact
+//! 28 bytes instead of the 208 of a plain key, by keeping marks in hashes small enough for Redis's compact
 //! encoding (listpack). Hashes are by period (half the window) and bucket (the first bits of the key);
 //! a hash expires as a whole, so nothing is ever deleted mark by mark. `layers.lua` says how the number of
 //! buckets follows the traffic; look-ups go through the present period and the two before it.
@@ -40,8 +40,8 @@ pub const MAX_MARKS_PER_CALL: usize = 20_000;
 
 /// Part of the keys' names: marks written in another way are not read.
 const GENERATION: u32 = 1;
-/// Buckets of a period's first layer, as a power of two. Enough for 4 million marks.
-const FIRST_BITS: u32 = 16;
+/// Buckets of a period's first layer, as a power of two. Enough for 2 million marks.
+const FIRST_BITS: u32 = 15;
 /// A clock that is off by no more than this is the machine's own.
 const SAME_CLOCK_MS: i64 = 1_000;
 
@@ -224,7 +224,7 @@ fn explain(address: &str, error: &RedisError) -> SeenError {
             "topics were created anew too often for one seen set; set `redis.key_prefix` to another one",
         ),
         _ if error.code() == Some("OOM") => SeenError::Unavailable(format!(
-            "Redis at {address} is full: raise its maxmemory (a trace takes about 26 bytes for 1.5 windows)"
+            "Redis at {address} is full: raise its maxmemory (a trace takes about 28 bytes for 1.5 windows)"
         )),
         _ => unavailable(address, error),
     }
