@@ -13,7 +13,7 @@
 //! name a record that was dropped in favour of another.
 //!
 //! It is one primary (replicas as you like), not a cluster: a script names keys as it goes. One core of it
-//! marks some 150,000 traces a second.
+//! marks some 180,000 traces a second, and half as many once there are three periods to look through.
 
 mod connection;
 mod place;
