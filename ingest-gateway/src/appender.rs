@@ -35,7 +35,6 @@ pub(crate) struct Load {
 pub(crate) struct Appender {
     pub log: Arc<dyn EventLog>,
     pub marker: Marker,
-    pub topic: Topic,
     pub log_id: LogId,
 }
 
@@ -52,7 +51,9 @@ impl Appender {
             };
             // What came in time is there; what did not goes on.
             let _ = timeout(TOGETHER, others).await;
-            self.marker.mark(appended);
+            if !appended.is_empty() {
+                self.marker.mark(appended);
+            }
         }
     }
 
@@ -76,7 +77,7 @@ impl Appender {
             &parcels,
             |parent| trace_span!(target: SPANS, parent: parent, "append", partition, traces = keys.len()),
         );
-        let append = self.log.append(self.topic, partition, record);
+        let append = self.log.append(Topic::TracesRaw, partition, record);
         let appended = timeout_at(deadline, append)
             .instrument(span)
             .await

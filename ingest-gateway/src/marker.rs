@@ -70,9 +70,6 @@ async fn run(seen: Arc<dyn SeenSet>, timeout: Duration, mut queue: mpsc::Unbound
             marks.extend(next.iter().flat_map(Appended::marks));
             envelopes.extend(next);
         }
-        if marks.is_empty() {
-            continue;
-        }
         let places: Vec<Place> = marks.iter().map(|mark| mark.place).collect();
         let parcels: Vec<Parcel> = envelopes.into_iter().flat_map(|envelope| envelope.parcels).collect();
         let span = shared_by(

@@ -11,7 +11,6 @@ use panopticon_core::{
     config::GatewayConfig,
     log::{EventLog, TopicInfo},
     seen::SeenSet,
-    topic::Topic,
 };
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc},
@@ -108,7 +107,7 @@ impl Rounds {
     ) -> Door {
         let marker = Marker::start(seen, Duration::from_millis(limits.mark_timeout_ms));
         let rounds = Self {
-            appender: Arc::new(Appender { log, marker, topic: Topic::TracesRaw, log_id: topic.log_id }),
+            appender: Arc::new(Appender { log, marker, log_id: topic.log_id }),
             lanes: (0..topic.partitions).map(|_| Lane::new(limits.appends_in_flight)).collect(),
             ended: Arc::default(),
             max_envelope_bytes: limits.max_envelope_bytes,
