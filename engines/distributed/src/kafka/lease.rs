@@ -168,8 +168,8 @@ impl Lease for KafkaLease {
         let outcome = blocking(move || {
             let _held = hold;
             let targets = targets(&names, &commit.outputs);
-            let position = member.as_deref().map(|member| Position { offsets, member });
-            producer.lock().commit(&targets, position.as_ref()).map(|_| ())
+            let position = member.map(|member| Position { offsets, member });
+            producer.lock().commit(&targets, position).map(|_| ())
         })
         .await;
         // Whatever else failed has been undone; where that is not known, the next step is a rewind.

@@ -7,6 +7,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc::sync_channel,
     },
     thread,
     time::{Duration, Instant},
@@ -48,6 +49,8 @@ const MAX_FAILURES: u32 = 3;
 const LOOK_PAUSE: Duration = Duration::from_micros(300);
 /// A step is given so long even where its time is over, so that it says what it would wait for.
 const LEAST_WAIT: Duration = Duration::from_millis(1);
+/// How much longer than it was told to the driver may take to say what became of a position.
+const POSITION_GRACE: Duration = Duration::from_secs(1);
 /// How often delivery reports are taken while a transaction is aborted.
 const ABORT_POLL: Duration = Duration::from_millis(5);
 
@@ -59,9 +62,9 @@ pub(super) struct Target<'a> {
 }
 
 /// Where a group shall stand after the transaction, and as whom it says so.
-pub(super) struct Position<'a> {
+pub(super) struct Position {
     pub(super) offsets: TopicPartitionList,
-    pub(super) member: &'a ConsumerGroupMetadata,
+    pub(super) member: Arc<ConsumerGroupMetadata>,
 }
 
 /// What became of a transaction's records.
@@ -127,6 +130,8 @@ enum State {
     Open,
     /// The commit was asked for, its outcome not heard yet.
     Committing,
+    /// A call of the driver does not return, and refuses every other one: only a new producer of the same id goes on.
+    Stuck,
 }
 
 /// The right to write as one transactional id.
@@ -164,7 +169,8 @@ impl TxnProducer {
         // the coordinator half a second later. Should no broker answer, the next step says so.
         let control = clients.topic(Topic::Control);
         let _ = opened.producer().client().fetch_watermarks(&control, 0, QUESTION_TIMEOUT);
-        opened.repeat(deadline, |producer, left| producer.init_transactions(left)).map_err(|error| {
+        let taken = repeat(opened.producer(), deadline, |producer, left| producer.init_transactions(left));
+        taken.map_err(|error| {
             let why = opened.reports().voice.last_error().map(|why| format!(" ({why})")).unwrap_or_default();
             failed(&format!("take over `{id}`{why}"), &error)
         })?;
@@ -175,7 +181,7 @@ impl TxnProducer {
     pub(super) fn commit(
         &mut self,
         targets: &[Target<'_>],
-        position: Option<&Position<'_>>,
+        position: Option<Position>,
     ) -> Result<Vec<Option<u64>>, LogError> {
         let outcome = self.transact(targets, position);
         self.judge(outcome)
@@ -184,7 +190,7 @@ impl TxnProducer {
     fn transact(
         &mut self,
         targets: &[Target<'_>],
-        position: Option<&Position<'_>>,
+        position: Option<Position>,
     ) -> Result<Vec<Option<u64>>, LogError> {
         for target in targets {
             check_size(target.record, self.max_record_bytes)?;
@@ -192,11 +198,12 @@ impl TxnProducer {
         self.end_open()?;
         let deadline = self.deadline();
         *self.reports().landed.lock() = Landed { offsets: vec![None; targets.len()], failure: None };
-        self.repeat(deadline, |producer, _| producer.begin_transaction())
+        repeat(self.producer(), deadline, |producer, _| producer.begin_transaction())
             .map_err(|error| self.explain("begin", &error))?;
         self.state = State::Open;
         match self.fill(targets, position, deadline) {
             Ok(offsets) => self.finish(deadline).map(|()| offsets),
+            Err(error) if self.state == State::Stuck => Err(error),
             Err(error) => Err(self.undo(error)),
         }
     }
@@ -226,6 +233,7 @@ impl TxnProducer {
     fn end_open(&mut self) -> Result<(), LogError> {
         match self.state {
             State::Clean => Ok(()),
+            State::Stuck => Err(self.stuck()),
             State::Open => self.abort(),
             State::Committing => match self.finish(self.deadline()) {
                 // Undone is settled too.
@@ -237,30 +245,18 @@ impl TxnProducer {
 
     /// Writes everything into the open transaction.
     fn fill(
-        &self,
+        &mut self,
         targets: &[Target<'_>],
-        position: Option<&Position<'_>>,
+        position: Option<Position>,
         deadline: Instant,
     ) -> Result<Vec<Option<u64>>, LogError> {
-        let position = || match position {
-            Some(position) => self
-                .repeat(deadline, |producer, left| {
-                    producer.send_offsets_to_transaction(&position.offsets, position.member, left)
-                })
-                .map_err(|error| self.explain("commit the position", &error)),
-            None => Ok(()),
-        };
-        let send = || {
-            let mut targets = targets.iter().enumerate();
-            targets.try_for_each(|(index, target)| self.send(index, target, deadline))
-        };
         if self.committed_at.is_some_and(|at| at.elapsed() < MARKERS) {
-            position()?;
-            send()?;
+            self.write_position(position, deadline)?;
+            self.send_all(targets, deadline)?;
         } else {
             // The position is written while the records are on their way.
-            send()?;
-            position()?;
+            self.send_all(targets, deadline)?;
+            self.write_position(position, deadline)?;
         }
         // With records in flight the driver's commit would take a tenth of a second at least.
         while self.producer().in_flight_count() > 0 {
@@ -285,6 +281,43 @@ impl TxnProducer {
         }
     }
 
+    /// Writes the position, on a thread that can be left behind: the driver does not keep to the time that it is given.
+    /// Where it has not found the group's coordinator (a broker that has just started names none) it waits for another
+    /// broker to come or go, for good if need be (librdkafka 2.12, `creq_ts_timeout` is never looked at).
+    fn write_position(&mut self, position: Option<Position>, deadline: Instant) -> Result<(), LogError> {
+        let Some(Position { offsets, member }) = position else { return Ok(()) };
+        let (tell, told) = sync_channel(1);
+        let producer = Arc::clone(self.producer());
+        let ask = move || {
+            let outcome = repeat(&producer, deadline, |producer, left| {
+                producer.send_offsets_to_transaction(&offsets, &member, left)
+            });
+            // Nobody hears a late answer.
+            let _ = tell.send(outcome);
+        };
+        let unasked = |error| LogError::Unavailable(format!("commit the position as `{}`: {error}", self.id));
+        thread::Builder::new().name("kafka-position".to_owned()).spawn(ask).map_err(unasked)?;
+        match told.recv_timeout(deadline.saturating_duration_since(Instant::now()) + POSITION_GRACE) {
+            Ok(outcome) => outcome.map_err(|error| self.explain("commit the position", &error)),
+            Err(_) => {
+                self.state = State::Stuck;
+                Err(self.stuck())
+            }
+        }
+    }
+
+    fn stuck(&self) -> LogError {
+        LogError::Fenced(format!(
+            "given up: the driver does not say what became of the position of `{}`",
+            self.id
+        ))
+    }
+
+    fn send_all(&self, targets: &[Target<'_>], deadline: Instant) -> Result<(), LogError> {
+        let mut targets = targets.iter().enumerate();
+        targets.try_for_each(|(index, target)| self.send(index, target, deadline))
+    }
+
     fn send(&self, index: usize, target: &Target<'_>, deadline: Instant) -> Result<(), LogError> {
         loop {
             let record = outgoing(target.topic, target.partition, target.record, index);
@@ -304,7 +337,7 @@ impl TxnProducer {
     /// Asks for the commit until its outcome is known.
     fn finish(&mut self, deadline: Instant) -> Result<(), LogError> {
         self.state = State::Committing;
-        match self.repeat(deadline, |producer, left| producer.commit_transaction(left)) {
+        match repeat(self.producer(), deadline, |producer, left| producer.commit_transaction(left)) {
             Ok(()) => {
                 self.state = State::Clean;
                 self.failures = 0;
@@ -339,30 +372,14 @@ impl TxnProducer {
                     self.producer().poll(ABORT_POLL);
                 }
             });
-            let outcome = self.repeat(deadline, |producer, left| producer.abort_transaction(left));
+            let outcome =
+                repeat(self.producer(), deadline, |producer, left| producer.abort_transaction(left));
             aborted.store(true, Ordering::Release);
             outcome
         });
         outcome.map_err(|error| self.explain("abort", &error))?;
         self.state = State::Clean;
         Ok(())
-    }
-
-    /// Does `step` until it succeeds, fails for good, or the time is over.
-    fn repeat(
-        &self,
-        deadline: Instant,
-        step: impl Fn(&BaseProducer<Reports>, Duration) -> Result<(), KafkaError>,
-    ) -> Result<(), KafkaError> {
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match step(self.producer(), left.max(LEAST_WAIT)) {
-                Err(KafkaError::Transaction(error)) if error.is_retriable() && !left.is_zero() => {
-                    self.producer().poll(RETRY_PAUSE);
-                }
-                outcome => return outcome,
-            }
-        }
     }
 
     /// The error of doing `what` in a transaction, for the port.
@@ -390,7 +407,7 @@ impl TxnProducer {
         self.producer().context()
     }
 
-    fn producer(&self) -> &BaseProducer<Reports> {
+    fn producer(&self) -> &Arc<BaseProducer<Reports>> {
         // Only `drop` takes it out.
         match &self.producer {
             Some(producer) => producer,
@@ -404,5 +421,71 @@ impl Drop for TxnProducer {
         if let Some(producer) = self.producer.take() {
             dispose(producer);
         }
+    }
+}
+
+/// Does `step` until it succeeds, fails for good, or the time is over.
+fn repeat(
+    producer: &BaseProducer<Reports>,
+    deadline: Instant,
+    step: impl Fn(&BaseProducer<Reports>, Duration) -> Result<(), KafkaError>,
+) -> Result<(), KafkaError> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match step(producer, left.max(LEAST_WAIT)) {
+            Err(KafkaError::Transaction(error)) if error.is_retriable() && !left.is_zero() => {
+                producer.poll(RETRY_PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use panopticon_core::config::Config;
+    use rdkafka::{
+        Offset,
+        consumer::{BaseConsumer, Consumer},
+        mocking::{MockCluster, MockCoordinator},
+    };
+
+    use super::*;
+
+    /// Of the driver's own cluster, since a real one names its coordinators again sooner or later.
+    #[test]
+    fn a_commit_ends_though_the_driver_does_not_find_the_coordinator_of_the_group() {
+        let cluster = MockCluster::new(2).expect("a cluster of two brokers");
+        let mut config = Config::default();
+        config.kafka.brokers = cluster.bootstrap_servers();
+        config.kafka.transaction_timeout_ms = 1_000;
+        let clients = Clients::new(&config).expect("the configuration is sound");
+        let (id, group, topic) = (clients.id("writer"), clients.id("group"), clients.topic(Topic::Traces));
+        for named in [Topic::Traces, Topic::Control] {
+            cluster.create_topic(&clients.topic(named), 1, 1).expect("a topic");
+        }
+        cluster.partition_leader(&topic, 0, Some(1)).expect("a leader");
+        cluster.coordinator(MockCoordinator::Transaction(id.clone()), 1).expect("a coordinator");
+        cluster.coordinator(MockCoordinator::Group(group.clone()), 2).expect("a coordinator");
+
+        let mut producer = TxnProducer::open(&clients, &id).expect("the id is free");
+        let consumer: BaseConsumer =
+            clients.consumer("test", &group).create().expect("the settings are sound");
+        let member = Arc::new(consumer.group_metadata().expect("a member of no generation"));
+        let position = |next| {
+            let mut offsets = TopicPartitionList::new();
+            offsets.add_partition_offset(&topic, 0, Offset::Offset(next)).expect("an offset");
+            Some(Position { offsets, member: Arc::clone(&member) })
+        };
+        producer.commit(&[], position(1)).expect("both coordinators are there");
+
+        cluster.broker_down(2).expect("a broker that can go");
+        let gone = producer.commit(&[], position(2)).expect_err("nobody takes the position");
+        assert!(matches!(gone, LogError::Fenced(_)), "{gone}");
+        assert!(matches!(producer.settle(), Err(LogError::Fenced(_))), "it can never be used again");
+
+        cluster.broker_up(2).expect("a broker that comes back");
+        let mut next = TxnProducer::open(&clients, &id).expect("whoever is stuck is fenced");
+        next.commit(&[], position(2)).expect("both coordinators are there");
     }
 }
