@@ -19,6 +19,7 @@ use crate::{
     ledger::Ledger,
     proxy::Proxy,
     receiver::Receiver,
+    recovery::Calm,
     servers::{Act, Server, Servers},
     sql::Sql,
     wire::Gateway,
@@ -85,6 +86,8 @@ pub struct Bed {
     pub receiver: Receiver,
     /// When the run began.
     pub began: Instant,
+    /// How much of it passed without a server being hurt.
+    pub calm: Mutex<Calm>,
     /// By worker: resident memory at its first and its largest, in MiB.
     pub memory: Mutex<BTreeMap<String, (f64, f64)>>,
     /// How long processes took to end after SIGTERM.
@@ -117,6 +120,7 @@ impl Bed {
             receiver: Receiver::start(seed).await?,
             ledger: Ledger::default(),
             began: Instant::now(),
+            calm: Mutex::default(),
             memory: Mutex::default(),
             drains: Mutex::default(),
             poisoned: Mutex::default(),

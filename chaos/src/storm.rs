@@ -69,10 +69,15 @@ pub async fn rage(
             None if Instant::now() < until => any(lane, &mut rng),
             None => break,
         };
-        if lane == Lane::Servers {
-            raise_the_dead(bed, journal).await;
+        match lane {
+            Lane::Servers => {
+                bed.calm.lock().end();
+                raise_the_dead(bed, journal).await;
+                strike(bed, canaries, journal, fault, &mut recoveries).await;
+                bed.calm.lock().begin();
+            }
+            Lane::Workers => strike(bed, canaries, journal, fault, &mut recoveries).await,
         }
-        strike(bed, canaries, journal, fault, &mut recoveries).await;
         tokio::time::sleep(Duration::from_millis(rng.random_range(200..2_500))).await;
     }
     while recoveries.join_next().await.is_some() {}

@@ -290,7 +290,8 @@ pub trait Lease: Send {
     async fn commit(&mut self, commit: Commit) -> Result<(), LogError>;
 
     /// Goes back to the committed position after an error; fails with [`LogError::Fenced`] when the
-    /// partition is no longer this member's.
+    /// partition is no longer this member's, also where the member has not heard of that yet: what
+    /// [`Lease::committed`] tells is never a successor's.
     async fn rewind(&mut self) -> Result<(), LogError>;
 
     /// Resolves when the partition is to be given up.

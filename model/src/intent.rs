@@ -18,6 +18,10 @@ pub enum Part {
     OwnTokenFirst,
     /// A worker that another has replaced cannot commit.
     Fence,
+    /// After an error a worker begins anew at what is committed by then, not at what it knew when it took over.
+    Rewind,
+    /// Before it does, it makes certain that what it has read is still its own to go on from.
+    Claim,
 }
 
 /// How often the rare things happen, at most.
@@ -45,6 +49,8 @@ struct Worker {
     generation: u8,
     position: u8,
     step: Step,
+    /// The position and the intent that it has found when it took over, where it goes back to them.
+    found: (u8, Option<u8>),
 }
 
 /// A settlement: where its batch ends, and how often something was put in.
@@ -134,7 +140,7 @@ impl Intent {
     }
 
     fn advance(&self, state: &mut State, worker: usize) {
-        let Worker { generation, position: from, step } = state.workers[worker];
+        let Worker { generation, position: from, step, .. } = state.workers[worker];
         let store = &mut state.store;
         let next = match step {
             Step::Intended(to) => {
@@ -206,22 +212,25 @@ impl Intent {
         }
     }
 
-    /// Workers whose statements were ended from outside do not know what became of them.
+    /// Workers whose statements were ended from outside do not know what became of them, and begin anew; one that was
+    /// replaced ends.
     fn fail(&self, state: &mut State) {
-        for worker in &mut state.workers {
-            if state.store.has_awaited(worker.generation) {
-                continue;
-            }
-            if let Step::Inserting(to) | Step::Sent(Settling { to, .. }, _) = worker.step {
-                worker.step = self.again(to);
-            }
+        let State { position, intent, generation, ref store, .. } = *state;
+        let waits = |step| matches!(step, Step::Inserting(_) | Step::Sent(..));
+        let has_failed = |worker: &Worker| waits(worker.step) && !store.has_awaited(worker.generation);
+        if self.has(Part::Claim) {
+            state.workers.retain(|worker| worker.generation == generation || !has_failed(worker));
+        }
+        for worker in state.workers.iter_mut().filter(|worker| has_failed(worker)) {
+            let (position, intent) = if self.has(Part::Rewind) { (position, intent) } else { worker.found };
+            *worker = self.begin(worker.generation, position, intent);
         }
     }
 
-    /// What a worker does with a batch of unknown outcome: it begins anew at what is committed. Without an
-    /// intent it knows of none.
-    fn again(&self, to: u8) -> Step {
-        if self.has(Part::Intent) { Step::settle(to) } else { Step::Idle }
+    /// A worker that knows no more than what was committed. Without an intent it knows of no batch under way.
+    fn begin(&self, generation: u8, position: u8, intent: Option<u8>) -> Worker {
+        let found = if self.has(Part::Rewind) { (0, None) } else { (position, intent) };
+        Worker { generation, position, step: intent.map_or(Step::Idle, Step::settle), found }
     }
 }
 
@@ -234,7 +243,7 @@ impl Model for Intent {
             position: 0,
             intent: None,
             generation: 0,
-            workers: vec![Worker { generation: 0, position: 0, step: Step::Idle }],
+            workers: vec![self.begin(0, 0, None)],
             store: TraceStore::default(),
             kills: 0,
             timeouts: 0,
@@ -303,8 +312,7 @@ impl Model for Intent {
             }
             Action::TakeOver => {
                 state.generation += 1;
-                let step = state.intent.map_or(Step::Idle, Step::settle);
-                state.workers.push(Worker { generation: state.generation, position: state.position, step });
+                state.workers.push(self.begin(state.generation, state.position, state.intent));
             }
             Action::Execute(statement) => {
                 state.store.step(statement, self.has(Part::Tokens));

@@ -22,7 +22,7 @@
 //! **Intent.** Owners whose batches end anywhere; the intent in the commit before; statements that arrive
 //! arbitrarily late and are torn by a kill of the trace store after their token is written down, in the table
 //! or in its view; answers that are not waited for; zombies that go on sending; the settlement's stopping,
-//! looking, sending again and repairing.
+//! looking, sending again and repairing; a worker that begins anew after an error.
 //!
 //! # What is left out
 //!
@@ -42,7 +42,7 @@
 //! - Tokens may be forgotten. A settlement sends a batch of which rows are there under its own token only
 //!   where the numbers of the parts say that few were inserted since; otherwise it repairs at once, and what
 //!   [`intent::Part::OwnTokenFirst`] prevents could happen then.
-//! - After an error a worker begins anew under the same lease, as an owner of its own: a kill and a takeover here.
+//! - After an error dedupe begins anew under the same lease, as an owner of its own: a kill and a takeover here.
 
 pub mod intent;
 pub mod places;

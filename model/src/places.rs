@@ -52,6 +52,10 @@ pub enum Part {
     Epoch,
     /// A worker that another has replaced cannot commit.
     Fence,
+    /// After an error a worker begins anew at what is committed, and does not go on behind what it had taken up.
+    Rewind,
+    /// Before it does, it makes certain that what it has read is still its own to go on from.
+    Claim,
 }
 
 /// How often the rare things happen, at most.
@@ -99,6 +103,12 @@ struct Worker {
 }
 
 impl Worker {
+    /// A worker that knows no more than what was committed, and by whom.
+    fn begin(generation: u8, position: Place, trusts: Option<Owner>) -> Self {
+        let owner = Owner { number: trusts.map_or(0, |before| before.number) + 1, generation };
+        Self { owner, trusts, position, ahead: false, step: Step::Idle }
+    }
+
     fn asks(&self) -> Asker {
         Asker { owner: self.owner, trusts: self.trusts, from: self.position }
     }
@@ -180,6 +190,10 @@ pub enum Action {
     Commit(usize),
     /// The worker keeps nothing, and goes on without a commit.
     PassBy(usize),
+    /// The worker's commit is undone, and it goes on without. (To begin anew is to be another owner, who takes over.)
+    GoOn(usize),
+    /// The worker, which was replaced, begins anew at what its successor has committed.
+    BeginAnew(usize),
     /// The worker is killed.
     Kill(usize),
     /// A new worker takes the partition over.
@@ -343,13 +357,7 @@ impl Model for Places {
             position: 0,
             committer: None,
             generation: 0,
-            workers: vec![Worker {
-                owner: Owner { number: 1, generation: 0 },
-                trusts: None,
-                position: 0,
-                ahead: false,
-                step: Step::Idle,
-            }],
+            workers: vec![Worker::begin(0, 0, None)],
             seen: Seen::default(),
             snapshot: None,
             losses: 0,
@@ -386,10 +394,16 @@ impl Model for Places {
                     if keep.is_empty() {
                         actions.push(Action::PassBy(number));
                     }
+                    if self.without == Some(Part::Rewind) {
+                        actions.push(Action::GoOn(number));
+                    }
                 }
             }
             if state.generation < self.faults.takeovers {
                 actions.push(Action::Kill(number));
+            }
+            if self.without == Some(Part::Claim) && worker.owner.generation != state.generation {
+                actions.push(Action::BeginAnew(number));
             }
         }
         if state.generation < self.faults.takeovers && state.workers.len() < 2 {
@@ -416,19 +430,20 @@ impl Model for Places {
             }
             Action::Rebuild(worker) => self.rebuild(&mut state, worker),
             Action::Commit(worker) => self.commit(&mut state, worker),
-            Action::PassBy(worker) => {
+            Action::PassBy(worker) | Action::GoOn(worker) => {
                 let Step::Decided { to, .. } = last.workers[worker].step else { return None };
                 self.go_on(&mut state, worker, to, true);
+            }
+            Action::BeginAnew(worker) => {
+                let generation = last.workers[worker].owner.generation;
+                state.workers[worker] = Worker::begin(generation, last.position, last.committer);
             }
             Action::Kill(worker) => {
                 state.workers.remove(worker);
             }
             Action::TakeOver => {
                 state.generation += 1;
-                let State { generation, position, committer: trusts, .. } = *last;
-                let number = trusts.map_or(0, |before| before.number) + 1;
-                let owner = Owner { number, generation: generation + 1 };
-                state.workers.push(Worker { owner, trusts, position, ahead: false, step: Step::Idle });
+                state.workers.push(Worker::begin(state.generation, last.position, last.committer));
             }
             Action::Snapshot => state.snapshot = Some(state.seen.clone()),
             Action::Empty => {

@@ -44,3 +44,13 @@ fn a_repair_before_the_own_token_is_used_up_counts_a_row_twice() {
 fn a_zombie_that_is_not_fenced_puts_a_row_in_twice() {
     breaks(Part::Fence, NEVER_TWICE);
 }
+
+#[test]
+fn a_worker_that_goes_back_further_than_what_is_committed_puts_a_row_in_twice() {
+    breaks(Part::Rewind, NEVER_TWICE);
+}
+
+#[test]
+fn a_zombie_that_settles_its_successors_batch_beside_it_loses_a_count() {
+    breaks(Part::Claim, NOTHING_LOST);
+}

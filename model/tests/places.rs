@@ -18,7 +18,8 @@ fn holds(requests: &[Id], marks_per_call: u8, takeovers: u8, losses: u8) {
 fn breaks(without: Part, promise: &'static str) {
     let faults = Faults { takeovers: 1, losses: 2 };
     let marks_per_call = if without == Part::UnbrokenBatch { 1 } else { ANY };
-    let model = Places { requests: vec![1, 1], faults, marks_per_call, without: Some(without) };
+    let requests = if without == Part::Claim { vec![1, 1, 1] } else { vec![1, 1] };
+    let model = Places { requests, faults, marks_per_call, without: Some(without) };
     let found = HasDiscoveries::AllOf([promise].into());
     let checker = model.checker().finish_when(found).spawn_bfs().join();
     checker.assert_any_discovery(promise);
@@ -92,4 +93,14 @@ fn a_note_that_was_made_while_marks_were_missing_lets_a_trace_in_twice() {
 #[test]
 fn a_zombie_that_is_not_fenced_lets_a_trace_in_twice() {
     breaks(Part::Fence, NEVER_TWICE);
+}
+
+#[test]
+fn a_worker_that_goes_on_after_its_commit_was_undone_loses_a_trace() {
+    breaks(Part::Rewind, NOTHING_LOST);
+}
+
+#[test]
+fn a_zombie_that_begins_anew_at_its_successors_commit_hides_a_loss_of_marks() {
+    breaks(Part::Claim, NEVER_TWICE);
 }

@@ -251,7 +251,7 @@ impl Group {
             let outcome = if current {
                 self.fetch_from(partition, seek.to, true).map(|()| seek.slot.restart(seek.to.unwrap_or(0)))
             } else {
-                Err(LogError::Fenced(format!("{}-{partition} is no longer this member's", self.shared.topic)))
+                Err(self.shared.fenced(partition))
             };
             // The lease may be gone.
             let _ = seek.done.send(outcome);

@@ -1,17 +1,11 @@
 //! The right to process one partition.
 
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use panopticon_core::log::{Commit, Committed, Lease, LogError, Poll, PollLimits, Stored};
 use parking_lot::Mutex;
-use rdkafka::{
-    Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata},
-};
+use rdkafka::{TopicPartitionList, consumer::ConsumerGroupMetadata};
 use tokio::{
     sync::oneshot,
     time::{Instant, timeout_at},
@@ -19,10 +13,7 @@ use tokio::{
 
 use super::{
     blocking,
-    error::failed,
     member::{Seek, Shared},
-    rebalance::Rebalances,
-    record::{partition_number, raw_offset},
     slot::{Failure, Ready, Slot},
     txn::{Position, TxnProducer},
     writer::targets,
@@ -79,24 +70,15 @@ impl KafkaLease {
     }
 
     fn fenced(&self) -> LogError {
-        LogError::Fenced(format!("{}-{} is no longer this member's", self.shared.topic, self.slot.partition))
+        self.shared.fenced(self.slot.partition)
     }
 
     /// Who this member is now; `None` once the group has moved on.
     async fn membership(&self) -> Option<Arc<ConsumerGroupMetadata>> {
-        let consumer = Weak::clone(&self.shared.consumer);
-        let slot = Arc::clone(&self.slot);
-        let ask = move || Ok(current(&consumer, &slot));
+        let (shared, slot) = (Arc::clone(&self.shared), Arc::clone(&self.slot));
+        let ask = move || Ok(shared.membership().filter(|_| !slot.is_revoked()));
         blocking(ask).await.ok().flatten().map(Arc::new)
     }
-}
-
-/// The member's generation. A member that was thrown out has none, and a commit without one would be
-/// accepted from anybody: so it is asked for first, then whether it still counts.
-fn current(consumer: &Weak<BaseConsumer<Rebalances>>, slot: &Slot) -> Option<ConsumerGroupMetadata> {
-    let consumer = consumer.upgrade()?;
-    let metadata = consumer.group_metadata()?;
-    (!consumer.assignment_lost() && !slot.is_revoked()).then_some(metadata)
 }
 
 #[async_trait]
@@ -160,7 +142,7 @@ impl Lease for KafkaLease {
         };
         let next = commit.next;
         let offsets = match next {
-            Some(next) => self.position(next, &commit.metadata)?,
+            Some(next) => self.shared.offsets_to_commit(self.slot.partition, next, &commit.metadata)?,
             None => TopicPartitionList::new(),
         };
         let (producer, hold) = (Arc::clone(&self.producer), Arc::clone(&self.hold));
@@ -189,8 +171,7 @@ impl Lease for KafkaLease {
         let (partition, hold) = (self.slot.partition, Arc::clone(&self.hold));
         let (committed, low) = blocking(move || {
             let _held = hold;
-            producer.lock().settle()?;
-            shared.standing(partition)
+            shared.claim(&mut producer.lock(), partition)
         })
         .await?;
         if let Some(wanted) = committed.offset.filter(|offset| *offset < low) {
@@ -210,19 +191,5 @@ impl Lease for KafkaLease {
 
     async fn revoked(&mut self) {
         self.slot.revocation().await;
-    }
-}
-
-impl KafkaLease {
-    /// The group's position `next` with `metadata`.
-    fn position(&self, next: u64, metadata: &str) -> Result<TopicPartitionList, LogError> {
-        let (name, partition) = (&self.shared.name, partition_number(self.slot.partition));
-        let mut offsets = TopicPartitionList::with_capacity(1);
-        let mut entry = offsets.add_partition(name, partition);
-        entry.set_offset(Offset::Offset(raw_offset(next))).map_err(|error| failed("commit", &error))?;
-        if !metadata.is_empty() {
-            entry.set_metadata(metadata);
-        }
-        Ok(offsets)
     }
 }

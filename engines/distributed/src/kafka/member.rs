@@ -14,18 +14,23 @@ use panopticon_core::{
     topic::Topic,
 };
 use parking_lot::Mutex;
-use rdkafka::consumer::BaseConsumer;
+use rdkafka::{
+    Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata},
+};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
     client::Clients,
+    error::failed,
     group::Group,
     lease::KafkaLease,
     offsets::Offsets,
     rebalance::Rebalances,
+    record::{partition_number, raw_offset},
     slot::{Slot, Wake},
     topics::Topics,
-    txn::TxnProducer,
+    txn::{Position, TxnProducer},
 };
 
 /// What a lease asks of the thread: go back to `to`, or to the first record.
@@ -64,11 +69,54 @@ impl Shared {
         self.clients.id(&format!("{}-{}-{partition}", self.stage, self.topic))
     }
 
-    /// How far the group has come in `partition`, and the first offset there is. Blocks.
-    pub(super) fn standing(&self, partition: u32) -> Result<(Committed, u64), LogError> {
+    /// How far the group has come in `partition`, and the first offset there is; [`LogError::Fenced`] where another
+    /// owner has taken over since `producer` did. Blocks.
+    ///
+    /// What is read may be that owner's, who works on from there, and only a commit is refused then: so the position
+    /// is committed once more as it is.
+    pub(super) fn claim(
+        &self,
+        producer: &mut TxnProducer,
+        partition: u32,
+    ) -> Result<(Committed, u64), LogError> {
+        producer.settle()?;
         let committed = self.offsets.committed(self.stage, self.topic, &[partition])?;
+        let committed = committed.into_iter().next().unwrap_or_default();
         let low = self.offsets.bounds(self.topic, partition)?.low;
-        Ok((committed.into_iter().next().unwrap_or_default(), low))
+        if let Some(offset) = committed.offset {
+            let offsets = self.offsets_to_commit(partition, offset, &committed.metadata)?;
+            let member = Arc::new(self.membership().ok_or_else(|| self.fenced(partition))?);
+            producer.commit(&[], Some(Position { offsets, member }))?;
+        }
+        Ok((committed, low))
+    }
+
+    /// What puts the group's position in `partition` to `next`, with `metadata`.
+    pub(super) fn offsets_to_commit(
+        &self,
+        partition: u32,
+        next: u64,
+        metadata: &str,
+    ) -> Result<TopicPartitionList, LogError> {
+        let mut offsets = TopicPartitionList::with_capacity(1);
+        let mut entry = offsets.add_partition(&self.name, partition_number(partition));
+        entry.set_offset(Offset::Offset(raw_offset(next))).map_err(|error| failed("commit", &error))?;
+        if !metadata.is_empty() {
+            entry.set_metadata(metadata);
+        }
+        Ok(offsets)
+    }
+
+    /// Who this member is now. One that was thrown out has no generation, and a commit without one would be accepted
+    /// from anybody: so it is asked for first, then whether it still counts. Blocks for a moment.
+    pub(super) fn membership(&self) -> Option<ConsumerGroupMetadata> {
+        let consumer = self.consumer.upgrade()?;
+        let metadata = consumer.group_metadata()?;
+        (!consumer.assignment_lost()).then_some(metadata)
+    }
+
+    pub(super) fn fenced(&self, partition: u32) -> LogError {
+        LogError::Fenced(format!("{}-{partition} is no longer this member's", self.topic))
     }
 
     pub(super) fn seek(&self, seek: Seek) {

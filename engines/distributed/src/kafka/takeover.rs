@@ -39,7 +39,7 @@ pub(super) fn start(
 
 /// Fences the former owner, which ends what it had begun, and only then looks how far the group has come.
 fn take_over(shared: &Shared, partition: u32) -> Result<Takeover, LogError> {
-    let producer = TxnProducer::open(&shared.clients, &shared.transactional_id(partition))?;
-    let (committed, low) = shared.standing(partition)?;
+    let mut producer = TxnProducer::open(&shared.clients, &shared.transactional_id(partition))?;
+    let (committed, low) = shared.claim(&mut producer, partition)?;
     Ok(Takeover { producer, committed, low })
 }

@@ -13,6 +13,12 @@ use panopticon_core::{
     topic::Topic,
 };
 use panopticon_distributed::kafka::KafkaLog;
+use rdkafka::{
+    ClientConfig, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    error::KafkaResult,
+    producer::{BaseProducer, Producer},
+};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -81,6 +87,41 @@ async fn a_zombie_cannot_commit_once_the_partition_has_a_new_owner() {
     assert_eq!(texts(&take(&mut *owner, 1).await), ["a"]);
     commit_next(&mut *owner, 1, vec![output(Topic::Traces, 0, "alive")]).await.unwrap();
     assert_eq!(bed.texts(Topic::Traces, 0).await, ["alive"]);
+}
+
+/// Commits as another process does that has taken the partition over, without the group of the one before hearing of
+/// it: as when that one was frozen, and does not know yet.
+fn succeed(bed: &Bed, next: i64) -> KafkaResult<()> {
+    let id = |name: &str| format!("{}{name}", bed.config.kafka.topic_prefix);
+    let mut settings = ClientConfig::new();
+    settings.set("bootstrap.servers", &bed.config.kafka.brokers);
+    let member: BaseConsumer = settings.clone().set("group.id", id(STAGE)).create()?;
+    let member = member.group_metadata().expect("a member of no generation");
+    let transactional = format!("{STAGE}-{}-0", Topic::TracesRaw);
+    let producer: BaseProducer = settings.set("transactional.id", id(&transactional)).create()?;
+    let mut offsets = TopicPartitionList::new();
+    offsets.add_partition_offset(&id(Topic::TracesRaw.name()), 0, Offset::Offset(next))?;
+    producer.init_transactions(PATIENCE)?;
+    producer.begin_transaction()?;
+    producer.send_offsets_to_transaction(&offsets, &member, PATIENCE)?;
+    producer.commit_transaction(PATIENCE)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zombie_does_not_begin_anew_at_its_successors_commit() {
+    let Some(bed) = Bed::new(1).await else { return };
+    for text in ["a", "b"] {
+        bed.append(Topic::TracesRaw, 0, text).await;
+    }
+    let mut subscription = bed.log.subscribe(STAGE, Topic::TracesRaw).await.unwrap();
+    let mut zombie = lease(&mut subscription).await;
+    take(&mut *zombie, 1).await;
+    commit_next(&mut *zombie, 1, vec![]).await.unwrap();
+    within(zombie.rewind()).await.expect("nobody has taken over yet");
+    assert_eq!(zombie.committed().metadata, "up to 1");
+    tokio::task::block_in_place(|| succeed(&bed, 2)).expect("the successor's commit");
+    let rewound = within(zombie.rewind()).await;
+    assert!(matches!(rewound, Err(LogError::Fenced(_))), "{rewound:?}, {:?}", zombie.committed());
 }
 
 /// What the loops have done together.
