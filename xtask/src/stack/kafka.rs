@@ -79,7 +79,13 @@ pub(super) fn prepare(dist: &Dist, dir: &Path, ports: &Ports) -> Result<Command>
         )
         .context("cannot format Kafka's data directory")?;
     }
-    let mut server = java(&["-Xms512m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:+ExitOnOutOfMemoryError"]);
+    let mut server = java(&[
+        "-Xms512m",
+        "-Xmx512m",
+        "-XX:+UseSerialGC",
+        "-XX:TieredStopAtLevel=1",
+        "-XX:+ExitOnOutOfMemoryError",
+    ]);
     server.arg("kafka.Kafka").arg(&server_properties);
     Ok(server)
 }

@@ -19,11 +19,19 @@ const DEDUPLICATION_SECONDS: u32 = 7 * 86_400;
 /// The engines of the files.
 const ENGINES: [&str; 3] = ["SummingMergeTree", "ReplacingMergeTree", "MergeTree"];
 
-/// What a statement that makes something is on the configured cluster.
+/// What a statement that makes something, or sets how a table works, is on the configured cluster. What changes a
+/// replicated table itself is not among them: its replicas tell each other.
 pub(super) fn statement<'a>(statement: &'a str, config: &ClickhouseConfig) -> Cow<'a, str> {
     const MADE: &str = " IF NOT EXISTS ";
+    const SET: &str = " MODIFY SETTING ";
     let cluster = &config.cluster;
-    let Some((before, after)) = statement.split_once(MADE).filter(|_| !cluster.is_empty()) else {
+    if cluster.is_empty() {
+        return Cow::Borrowed(statement);
+    }
+    if let Some((before, after)) = statement.split_once(SET) {
+        return Cow::Owned(format!("{before} ON CLUSTER '{cluster}'{SET}{after}"));
+    }
+    let Some((before, after)) = statement.split_once(MADE) else {
         return Cow::Borrowed(statement);
     };
     let (name, rest) = after.split_at(after.find(|c: char| c.is_whitespace()).unwrap_or(after.len()));

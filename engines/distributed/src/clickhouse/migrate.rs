@@ -19,6 +19,7 @@ const FILES: &[(u32, &str, &str)] = &[
     (2, "usage", include_str!("../../../../infra/clickhouse/0002_usage.sql")),
     (3, "events", include_str!("../../../../infra/clickhouse/0003_events.sql")),
     (4, "views", include_str!("../../../../infra/clickhouse/0004_views.sql")),
+    (5, "merges", include_str!("../../../../infra/clickhouse/0005_merges.sql")),
 ];
 
 /// Tables whose rows expire with the raw traces, and the column that this goes by.
@@ -189,7 +190,8 @@ mod tests {
         let mut tables = 0;
         for alone in alone {
             let made = cluster::statement(alone, &config);
-            let head = made.lines().find(|line| line.trim_start().starts_with("CREATE")).unwrap();
+            let first = |line: &&str| ["CREATE", "ALTER"].iter().any(|word| line.starts_with(word));
+            let head = made.lines().map(str::trim_start).find(first).unwrap();
             assert!(head.contains(" ON CLUSTER 'blue-{shard}'"), "{made}");
             assert_eq!(made.contains("ENGINE = Replicated"), alone.contains("ENGINE = "), "{made}");
             assert!(!made.contains("ENGINE = MergeTree") && !made.contains("non_replicated"), "{made}");
@@ -225,7 +227,8 @@ mod tests {
         for (i, (version, name, file)) in FILES.iter().enumerate() {
             assert_eq!(*version as usize, i + 1, "{name}");
             for statement in statements(file) {
-                assert!(statement.contains("IF NOT EXISTS"), "{name}: {statement}");
+                let made = statement.contains("IF NOT EXISTS");
+                assert!(made || statement.contains("MODIFY SETTING"), "{name}: {statement}");
             }
         }
     }
