@@ -51,6 +51,9 @@ struct Args {
     /// Traces in the backlog that a stage alone works off.
     #[arg(long, default_value_t = 1_000_000)]
     traces: u64,
+    /// Partitions of the topics on the road: as many as are best where one machine does everything.
+    #[arg(long, default_value_t = 1)]
+    partitions: u32,
     /// Minutes of steady load in which memory is watched.
     #[arg(long, default_value_t = 0.5)]
     minutes: f64,
@@ -87,6 +90,8 @@ struct Bench {
     repeat: usize,
     /// Traces in a backlog.
     traces: u64,
+    /// Partitions on the road.
+    partitions: u32,
 }
 
 /// One part of the table.
@@ -153,6 +158,7 @@ async fn main() -> anyhow::Result<()> {
         span: Duration::from_secs(args.secs.max(1)),
         repeat: args.repeat.max(1),
         traces: args.traces,
+        partitions: args.partitions.max(1),
     };
     let parts = if args.parts.is_empty() { Part::value_variants() } else { &args.parts };
     let (mut report, mut failed) = (Report::default(), Vec::new());

@@ -13,8 +13,6 @@ use crate::{
 
 const CONNECTIONS: usize = 16;
 const REACH: f64 = 60_000.0;
-/// By default.
-const PARTITIONS: u32 = 4;
 const BATCHES: [usize; 3] = [500, 100, 10];
 /// Partitions, and processes of each worker.
 const GROWTH: [u32; 3] = [1, 2, 4];
@@ -22,12 +20,12 @@ const GROWTH: [u32; 3] = [1, 2, 4];
 /// through all of it soonest.
 const WARM_UP: [(usize, Duration); 2] = [(10, Duration::from_secs(12)), (500, Duration::from_secs(2))];
 
-/// Measures the road by the size of the batches.
+/// Measures the road by the size of the batches, one process of each worker.
 pub async fn measure(report: &mut Report, bench: &Bench) -> anyhow::Result<()> {
-    let mut road = Road::start(bench, PARTITIONS, 1).await?;
+    let mut road = Road::start(bench, bench.partitions, 1).await?;
     for batch in BATCHES {
-        let row =
-            road.measure(bench, format!("whole road, gRPC IngestBatch of {batch} to rows"), batch).await?;
+        let what = format!("whole road, gRPC IngestBatch of {batch} to rows, {}", said(bench.partitions));
+        let row = road.measure(bench, what, batch).await?;
         // What is asked for leaves the size of the batches open.
         report.add(if batch == BATCHES[0] { row.reach(Reach::AtLeast(REACH)) } else { row });
     }
@@ -41,11 +39,15 @@ pub async fn measure(report: &mut Report, bench: &Bench) -> anyhow::Result<()> {
 pub async fn growth(report: &mut Report, bench: &Bench) -> anyhow::Result<()> {
     for partitions in GROWTH {
         let mut road = Road::start(bench, partitions, partitions).await?;
-        let what = format!("whole road, {partitions} partitions, {partitions} processes of each worker");
+        let what = format!("whole road, {}, as many processes of each worker", said(partitions));
         report.add(road.measure(bench, what, BATCHES[0]).await?);
         road.system.stop().await?;
     }
     Ok(())
+}
+
+fn said(partitions: u32) -> String {
+    format!("{partitions} partition{}", if partitions == 1 { "" } else { "s" })
 }
 
 struct Road {

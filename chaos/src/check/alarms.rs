@@ -100,7 +100,8 @@ fn once(promise: &'static str, places: &Places) -> Finding {
 }
 
 /// The table holds what the topic holds, at the same places. The table was read after the topic: what lies behind
-/// all that was read of a partition has come meanwhile, and says nothing.
+/// all that was read of a partition has come meanwhile, and says nothing; of a partition of which nothing was read
+/// all has.
 fn same(promise: &'static str, topic: &Places, table: &Places) -> Finding {
     let mut ends: BTreeMap<i32, i64> = BTreeMap::new();
     for (partition, offset) in topic.values().flatten() {
