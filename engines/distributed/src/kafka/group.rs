@@ -294,7 +294,8 @@ impl Group {
                     partition.failures += 1;
                     partition.stage = Stage::Waiting(Instant::now() + pause.min(TAKEOVER_RETRY.1));
                     tracing::warn!(stage = self.shared.stage, partition = number, %error, "cannot take over yet");
-                    if !error.is_transient() {
+                    // A producer that was fenced, or given up, is lost alone: the partition is still this member's.
+                    if !error.is_transient() && !matches!(error, LogError::Fenced(_)) {
                         self.tell(error);
                     }
                 }
