@@ -16,8 +16,8 @@ const REACH: f64 = 60_000.0;
 const BATCHES: [usize; 3] = [500, 100, 10];
 /// Partitions, and processes of each worker.
 const GROWTH: [u32; 3] = [1, 2, 4];
-/// A broker compiles its code while it runs, and spends several times as much until it has: small batches get it
-/// through all of it soonest.
+/// A broker compiles its code while it runs, and costs more until it has: small batches get it through all of it
+/// soonest.
 const WARM_UP: [(usize, Duration); 2] = [(10, Duration::from_secs(12)), (500, Duration::from_secs(2))];
 
 /// Measures the road by the size of the batches, one process of each worker.

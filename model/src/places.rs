@@ -188,10 +188,9 @@ pub enum Action {
     Rebuild(usize),
     /// The worker commits what it keeps and its position.
     Commit(usize),
-    /// The worker keeps nothing, and goes on without a commit.
+    /// The worker goes on without a commit: it keeps nothing; or, without [`Part::Rewind`], its commit was undone. (To
+    /// begin anew is to be another owner, who takes over.)
     PassBy(usize),
-    /// The worker's commit is undone, and it goes on without. (To begin anew is to be another owner, who takes over.)
-    GoOn(usize),
     /// The worker, which was replaced, begins anew at what its successor has committed.
     BeginAnew(usize),
     /// The worker is killed.
@@ -391,11 +390,8 @@ impl Model for Places {
                 Step::Marking { .. } => actions.push(Action::MarkNext(number)),
                 Step::Decided { ref keep, .. } => {
                     actions.push(Action::Commit(number));
-                    if keep.is_empty() {
+                    if keep.is_empty() || self.without == Some(Part::Rewind) {
                         actions.push(Action::PassBy(number));
-                    }
-                    if self.without == Some(Part::Rewind) {
-                        actions.push(Action::GoOn(number));
                     }
                 }
             }
@@ -430,7 +426,7 @@ impl Model for Places {
             }
             Action::Rebuild(worker) => self.rebuild(&mut state, worker),
             Action::Commit(worker) => self.commit(&mut state, worker),
-            Action::PassBy(worker) | Action::GoOn(worker) => {
+            Action::PassBy(worker) => {
                 let Step::Decided { to, .. } = last.workers[worker].step else { return None };
                 self.go_on(&mut state, worker, to, true);
             }

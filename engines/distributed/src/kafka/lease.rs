@@ -77,7 +77,7 @@ impl KafkaLease {
     async fn membership(&self) -> Option<Arc<ConsumerGroupMetadata>> {
         let (shared, slot) = (Arc::clone(&self.shared), Arc::clone(&self.slot));
         let ask = move || Ok(shared.membership().filter(|_| !slot.is_revoked()));
-        blocking(ask).await.ok().flatten().map(Arc::new)
+        blocking(ask).await.ok().flatten()
     }
 }
 

@@ -85,7 +85,7 @@ impl Shared {
         let low = self.offsets.bounds(self.topic, partition)?.low;
         if let Some(offset) = committed.offset {
             let offsets = self.offsets_to_commit(partition, offset, &committed.metadata)?;
-            let member = Arc::new(self.membership().ok_or_else(|| self.fenced(partition))?);
+            let member = self.membership().ok_or_else(|| self.fenced(partition))?;
             producer.commit(&[], Some(Position { offsets, member }))?;
         }
         Ok((committed, low))
@@ -109,10 +109,10 @@ impl Shared {
 
     /// Who this member is now. One that was thrown out has no generation, and a commit without one would be accepted
     /// from anybody: so it is asked for first, then whether it still counts. Blocks for a moment.
-    pub(super) fn membership(&self) -> Option<ConsumerGroupMetadata> {
+    pub(super) fn membership(&self) -> Option<Arc<ConsumerGroupMetadata>> {
         let consumer = self.consumer.upgrade()?;
         let metadata = consumer.group_metadata()?;
-        (!consumer.assignment_lost()).then_some(metadata)
+        (!consumer.assignment_lost()).then(|| Arc::new(metadata))
     }
 
     pub(super) fn fenced(&self, partition: u32) -> LogError {
