@@ -71,7 +71,7 @@ async fn run(process: Process) -> anyhow::Result<()> {
     part.running();
     info!(address = %config.listen, "serving the control room");
     let drain = Duration::from_millis(config.stages.drain_timeout_ms);
-    serve(listener, router, process.shutdown, drain).await?;
+    serve(listener, router, process.shutdown, drain).await;
     ports.close().await;
     Ok(())
 }

@@ -63,5 +63,7 @@ async fn run(process: Process) -> anyhow::Result<()> {
     let router = gateway.router().merge(condition(process.health.clone(), stuck_after));
     part.running();
     info!(address = %config.listen, "taking in traces over HTTP and gRPC");
-    serve(listener, router, process.shutdown, Duration::from_millis(config.stages.drain_timeout_ms)).await
+    let drain = Duration::from_millis(config.stages.drain_timeout_ms);
+    serve(listener, router, process.shutdown, drain).await;
+    Ok(())
 }

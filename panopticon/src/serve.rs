@@ -118,11 +118,9 @@ impl Server {
         let shutdown: CancellationToken = self.process.shutdown.clone();
         let stages = tokio::spawn(run_stages(self.stages, runtime));
         self.condition.running();
-        let served = serve(self.listener, self.router, shutdown.clone(), drain).await;
-        // A server that can no longer serve ends as a whole.
-        shutdown.cancel();
+        serve(self.listener, self.router, shutdown, drain).await;
         stages.await.context("a stage ended in a panic")?;
         self.ports.close().await;
-        served
+        Ok(())
     }
 }

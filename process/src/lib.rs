@@ -1,6 +1,7 @@
 //! What every process of Panopticon shares: it reads its configuration, waits for its servers, tells its
 //! condition and its metrics on an address of its own, and ends in order on SIGTERM.
 
+mod connections;
 mod export;
 mod http;
 mod ports;
