@@ -15,8 +15,6 @@ use crate::{
     system::Installation,
 };
 
-/// Partitions of the topic that the bare producer writes, as many as the product's by default.
-const PARTITIONS: i32 = 4;
 const CONNECTIONS: usize = 16;
 const IN_FLIGHT: usize = 64;
 /// By the size of the batch, how much CPU the gateway may use by the bare producer's.
@@ -28,12 +26,13 @@ const WARM_UP: Duration = Duration::from_secs(2);
 /// Measures batches, then single traces.
 pub async fn measure(report: &mut Report, bench: &Bench) -> anyhow::Result<()> {
     let servers = Servers::from_environment()?;
-    let installation = Installation::new(&bench.bin, &[]);
+    let settings = [("PANOPTICON_KAFKA__PARTITIONS", bench.partitions.to_string())];
+    let installation = Installation::new(&bench.bin, &settings);
     // It makes the app; while the gateway is measured nobody else is there.
     installation.start(&["control-room"]).await?.stop().await?;
     let gateway = installation.start(&["ingest-gateway"]).await?;
     let topic = format!("{}bare", installation.topic_prefix);
-    servers.create_topic(&topic, PARTITIONS).await?;
+    servers.create_topic(&topic, bench.partitions.try_into()?).await?;
     let setting = Setting { servers, gateway, topic };
     setting.ours(Shape::Batches(100, CONNECTIONS), WARM_UP).await?;
     setting.flood(WARM_UP).await?;

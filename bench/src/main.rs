@@ -51,7 +51,8 @@ struct Args {
     /// Traces in the backlog that a stage alone works off.
     #[arg(long, default_value_t = 1_000_000)]
     traces: u64,
-    /// Partitions of the topics on the road: as many as are best where one machine does everything.
+    /// Partitions of the topics on the road and behind the gateway, and of the bare producer's: as many as are best
+    /// where one machine does everything.
     #[arg(long, default_value_t = 1)]
     partitions: u32,
     /// Minutes of steady load in which memory is watched.
@@ -90,7 +91,7 @@ struct Bench {
     repeat: usize,
     /// Traces in a backlog.
     traces: u64,
-    /// Partitions on the road.
+    /// Partitions on the road and behind the gateway.
     partitions: u32,
 }
 

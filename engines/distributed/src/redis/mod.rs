@@ -40,8 +40,8 @@ pub const MAX_MARKS_PER_CALL: usize = 20_000;
 
 /// Part of the keys' names: marks written in another way are not read.
 const GENERATION: u32 = 1;
-/// Buckets of a period's first layer, as a power of two. Enough for 2 million marks.
-const FIRST_BITS: u32 = 15;
+/// Buckets of a period's first layer, as a power of two. Enough for 4 million marks.
+const FIRST_BITS: u32 = 16;
 /// A clock that is off by no more than this is the machine's own.
 const SAME_CLOCK_MS: i64 = 1_000;
 
