@@ -162,8 +162,8 @@ async fn hashes_expire_as_a_whole() {
 #[tokio::test]
 async fn a_hash_of_a_full_layer_expires_like_those_before() {
     let Some(set) = Set::new().await else { return };
-    // On average 26 in each of 32,768 hashes; from 24 on nobody looks whether a hash is new.
-    for first in (0..860_000).step_by(MAX_MARKS_PER_CALL) {
+    // On average 26 in each of 65,536 hashes; from 24 on nobody looks whether a hash is new.
+    for first in (0..1_720_000).step_by(MAX_MARKS_PER_CALL) {
         let marks = (first..first + MAX_MARKS_PER_CALL as u128).map(|n| mark(n, 1, n as u32)).collect();
         set.firsts(marks, None).await;
     }
@@ -174,7 +174,7 @@ async fn a_hash_of_a_full_layer_expires_like_those_before() {
                   return {#hashes, lasting}";
     let pattern = format!("{}seen:*:*.*:*", set.config.redis.key_prefix);
     let counts: Vec<u64> = set.command("EVAL", &[script, "0", &pattern]).await;
-    assert_eq!(counts, [1 << 15, 0], "hashes, and those that last");
+    assert_eq!(counts, [1 << 16, 0], "hashes, and those that last");
     set.forget_everything().await;
 }
 
@@ -195,6 +195,18 @@ async fn a_batch_again_after_a_crash_keeps_its_own_traces() {
     let first = set.firsts(batch.clone(), progress(0, 1)).await;
     assert_eq!(set.firsts(batch, progress(0, 1)).await, first);
     set.firsts(vec![mark(3, 1, 0)], progress(1, 2)).await;
+}
+
+#[tokio::test]
+async fn what_is_noted_of_one_half_of_a_record_says_nothing_of_the_other() {
+    let Some(set) = Set::new().await else { return };
+    set.firsts(vec![mark(1, 1, 0)], None).await;
+    // A call that is full ends within a record: the gateway marks its halves one after the other.
+    let (one, other) = ([mark(0, 5, 0), mark(1, 5, 1)], [mark(2, 5, 2), mark(3, 5, 3)]);
+    let of_one = [place(5, 0), place(1, 0)];
+    assert_eq!(set.firsts(one.to_vec(), None).await, of_one);
+    set.firsts(other.to_vec(), None).await;
+    assert_eq!(set.firsts(one.to_vec(), progress(0, 6)).await, of_one, "the second trace came before");
 }
 
 #[tokio::test]
@@ -381,7 +393,7 @@ async fn hashes_stay_small_however_many_marks_a_period_brings() {
     let seen = RedisSeen::connect(&set.config, set.clock.clone()).await.unwrap();
     let _: () = set.command("CONFIG", &["SET", "hash-max-listpack-entries", &before[1]]).await;
     let set = Set { seen, ..set };
-    let many: Vec<Mark> = (0..120_000).map(|n| mark(n, 1, n as u32)).collect();
+    let many: Vec<Mark> = (0..240_000).map(|n| mark(n, 1, n as u32)).collect();
     let places: Vec<Place> = many.iter().map(|mark| mark.place).collect();
     for chunk in many.chunks(10_000) {
         set.firsts(chunk.to_vec(), None).await;
@@ -392,10 +404,10 @@ async fn hashes_stay_small_however_many_marks_a_period_brings() {
     assert_eq!(set.firsts(many.clone(), None).await, places);
     // The next period is cut for what this one brought.
     set.advance(set.config.retention.seen_window() / 2);
-    set.firsts(vec![mark(1_000_000, 2, 0)], None).await;
+    set.firsts(vec![mark(2_000_000, 2, 0)], None).await;
     let layers: Vec<String> =
         set.command("HKEYS", &[&format!("{}seen:1:layers", set.config.redis.key_prefix)]).await;
-    assert!(layers.iter().any(|layer| layer.ends_with(".16")), "{layers:?}");
+    assert!(layers.iter().any(|layer| layer.ends_with(".17")), "{layers:?}");
     assert_eq!(set.firsts(many, None).await, places);
     set.forget_everything().await;
 }

@@ -1,14 +1,15 @@
 -- Marks keys with places unless they have one, and answers the places that came first.
 --
--- ARGV: the marks, record by record: its partition as `log id:partition`, its offset, its log id's position in
---       the list, how many marks it has, and of each the first 4 bytes of its key as a number, the other 12, and
---       its place without the log.
+-- ARGV: the marks by runs, traces of a record that follow each other: the record's partition as
+--       `log id:partition`, its offset, its log id's position in the list, what its places have between log and
+--       index, the index of the run's first trace, and the keys, 16 bytes each.
 -- Answers nil when marks of the partition were lost; else the log ids' numbers, and of each mark whose own
 -- place did not come first, its position in the call, counted from 0, and the place that did.
 --
--- A record all of whose marks are its own is noted as clean until its partition's progress has passed it:
--- what the gateway has found of a record, the dedupe stage need not look up mark by mark. Rebuilding lost
--- marks begins a new epoch, in which no older note counts: a note may have been made while marks were missing.
+-- A run all of whose marks are its own is noted as clean, by its first index and its length, until its partition's
+-- progress has passed it: what the gateway has found of it, the dedupe stage need not look up mark by mark.
+-- Rebuilding lost marks begins a new epoch, in which no older note counts: a note may have been made while marks
+-- were missing.
 
 local partition = ARGV[6]
 local known
@@ -99,40 +100,58 @@ local function passed(home, offset)
   return progress and progress.log == log and progress.reached > tonumber(offset)
 end
 
+-- Indexes as places end with them: varints.
+local written = {}
+local function index_of(number)
+  local made = written[number]
+  if made then return made end
+  made = ''
+  local rest = number
+  while rest >= 128 do
+    made, rest = made .. string.char(128 + rest % 128), whole(rest / 128)
+  end
+  made = made .. string.char(rest)
+  written[number] = made
+  return made
+end
+
+local KEY_BYTES = 16
 local layers = live_layers()
 local answers = {}
 if #ARGV > 14 then
-  local seen = 0
+  local seen, byte, sub = 0, string.byte, string.sub
   local open = open_layer(layers)
   local numbers, first = log_numbers()
   if not numbers then return redis.error_reply(TOO_MANY_LOGS) end
   answers[1] = redis.call('HGETALL', KEYS[2])
   local epoch = redis.call('HGET', KEYS[3], 'epoch') or '0'
-  local i = first
-  while i <= #ARGV do
-    local home, offset, number, count = ARGV[i], ARGV[i + 1], numbers[tonumber(ARGV[i + 2])], ARGV[i + 3]
+  for i = first, #ARGV, 6 do
+    local home, offset, index, keys = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 4]), ARGV[i + 5]
+    local of_record = numbers[tonumber(ARGV[i + 2])] .. ARGV[i + 3]
     local notes = hash_prefix .. 'clean:' .. epoch .. ':' .. home
-    local last = i + 3 + 3 * tonumber(count)
-    if partition ~= '' and redis.call('HGET', notes, offset) == count then
-      seen = seen + tonumber(count)
+    local count = #keys / KEY_BYTES
+    local run = ARGV[i + 4] .. ':' .. count
+    if partition ~= '' and redis.call('HGET', notes, offset) == run then
+      seen = seen + count
     else
       local clean = true
-      for m = i + 4, last, 3 do
-        local place = number .. ARGV[m + 2]
-        local found = first_place(layers, open, ARGV[m], ARGV[m + 1], place)
+      for at = 0, #keys - 1, KEY_BYTES do
+        local a, b, c, d = byte(keys, at + 1, at + 4)
+        local bucket = ((a * 256 + b) * 256 + c) * 256 + d
+        local place = of_record .. index_of(index)
+        local found = first_place(layers, open, bucket, sub(keys, at + 5, at + KEY_BYTES), place)
         if found and plain(found) ~= place then
           clean = false
           answers[#answers + 1], answers[#answers + 2] = seen, found
         end
-        seen = seen + 1
+        seen, index = seen + 1, index + 1
       end
       if clean and partition == '' and not passed(home, offset) then
-        redis.call('HSET', notes, offset, count)
+        redis.call('HSET', notes, offset, run)
         redis.call('PEXPIRE', notes, ttl_ms)
       end
     end
     if partition ~= '' and is_last then redis.call('HDEL', notes, offset) end
-    i = last + 1
   end
   count_added(open)
 else

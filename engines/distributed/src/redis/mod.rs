@@ -24,7 +24,7 @@ use std::{collections::HashMap, time::Duration};
 use async_trait::async_trait;
 use panopticon_core::{
     config::{Config, RedisConfig},
-    ids::{LogId, Place},
+    ids::{LogId, Place, SeenKey},
     seen::{Mark, Marked, Move, Progress, Rebuild, Restored, SeenError, SeenSet},
     time::{Clock as _, SharedClock, SystemClock},
 };
@@ -118,7 +118,7 @@ impl RedisSeen {
     /// Runs a script over one call's worth of marks, within the timeout.
     async fn call(&self, work: Work, marks: &[Mark], step: Option<Step>) -> Result<Value, SeenError> {
         let server = self.server()?;
-        let (script, by_record) = match work {
+        let (script, by_run) = match work {
             Work::Mark => (&self.mark, true),
             Work::Restore => (&self.restore, false),
             Work::Shift => (&self.shift, false),
@@ -156,17 +156,20 @@ impl RedisSeen {
             call.arg(&id.0.to_be_bytes()[..]);
         }
         let mut value = Vec::with_capacity(32);
-        if by_record {
-            for record in marks.chunk_by(|a, b| record_of(a) == record_of(b)) {
-                let (log_id, partition, offset) = record_of(&record[0]);
-                let log = logs.position(log_id);
-                call.arg(format!("{:016x}:{partition}", log_id.0)).arg(offset).arg(log).arg(record.len());
-                for mark in record {
-                    value.clear();
-                    place::encode(log, &mark.place, &mut value);
-                    let [a, b, c, d, field @ ..] = mark.key.0;
-                    call.arg(u32::from_be_bytes([a, b, c, d])).arg(&field[..]).arg(&value[1..]);
-                }
+        if by_run {
+            let mut keys = Vec::with_capacity(marks.len().min(MAX_MARKS_PER_CALL) * size_of::<SeenKey>());
+            for run in marks.chunk_by(is_followed_by) {
+                let Place { log_id, partition, offset, index } = run[0].place;
+                value.clear();
+                place::encode_record(partition, offset, &mut value);
+                keys.clear();
+                run.iter().for_each(|mark| keys.extend_from_slice(&mark.key.0));
+                call.arg(format!("{:016x}:{partition}", log_id.0))
+                    .arg(offset)
+                    .arg(logs.position(log_id))
+                    .arg(&value[..])
+                    .arg(index)
+                    .arg(&keys[..]);
             }
         } else {
             for mark in marks {
@@ -233,7 +236,7 @@ fn explain(address: &str, error: &RedisError) -> SeenError {
 /// Which script a call runs.
 #[derive(Clone, Copy)]
 enum Work {
-    /// Marks are given record by record.
+    /// Marks are given by runs: traces of a record that follow each other.
     Mark,
     /// One mark after the other.
     Restore,
@@ -241,9 +244,10 @@ enum Work {
     Shift,
 }
 
-/// The record that a mark's trace came in.
-fn record_of(mark: &Mark) -> (LogId, u32, u64) {
-    (mark.place.log_id, mark.place.partition, mark.place.offset)
+/// Whether `next` is the mark of the trace that follows `mark`'s in its record.
+fn is_followed_by(mark: &Mark, next: &Mark) -> bool {
+    let Place { log_id, partition, offset, index } = mark.place;
+    index.checked_add(1).is_some_and(|index| next.place == Place { log_id, partition, offset, index })
 }
 
 /// A call of a work that concerns a partition's progress: the marks of a batch, or a rebuild.

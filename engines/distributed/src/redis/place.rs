@@ -12,9 +12,14 @@ use panopticon_core::ids::{LogId, Place};
 /// Appends the place's value to `out`, with `log` in its first byte.
 pub(super) fn encode(log: u8, place: &Place, out: &mut Vec<u8>) {
     out.push(log);
-    varint(place.partition.into(), out);
-    varint(place.offset, out);
+    encode_record(place.partition, place.offset, out);
     varint(place.index.into(), out);
+}
+
+/// Appends what the places of all traces of a record have in common behind the log's byte; `mark.lua` adds the index.
+pub(super) fn encode_record(partition: u32, offset: u64, out: &mut Vec<u8>) {
+    varint(partition.into(), out);
+    varint(offset, out);
 }
 
 /// Reads what [`encode`] wrote and the set numbered; `None` when it is something else.
