@@ -66,10 +66,14 @@ pub enum End {
     With(u64),
 }
 
+/// The number of the next trace, whichever load sends it: each goes on with the users whose turn it is, and those of
+/// one that was short do not come again at once in the next.
+static NUMBERS: AtomicU64 = AtomicU64::new(0);
+
 /// Numbers traces and counts those that were accepted, until the end.
 #[derive(Clone)]
 struct Tally {
-    numbers: Arc<AtomicU64>,
+    first: u64,
     accepted: Arc<AtomicU64>,
     began: Instant,
     end: End,
@@ -79,12 +83,13 @@ impl Tally {
     fn goes_on(&self) -> bool {
         match self.end {
             End::After(span) => self.began.elapsed() < span,
-            End::With(traces) => self.numbers.load(Ordering::Relaxed) < traces,
+            End::With(traces) => NUMBERS.load(Ordering::Relaxed) - self.first < traces,
         }
     }
 
-    fn next(&self, count: usize) -> u64 {
-        self.numbers.fetch_add(count as u64, Ordering::Relaxed)
+    /// The first of so many numbers.
+    fn next(count: usize) -> u64 {
+        NUMBERS.fetch_add(count as u64, Ordering::Relaxed)
     }
 
     fn count(&self, accepted: usize) {
@@ -105,7 +110,8 @@ pub async fn send(address: SocketAddr, shape: Shape, end: End) -> anyhow::Result
         Shape::Http(_) => 0,
     };
     let channels = channels(address, connections).await?;
-    let tally = Tally { numbers: Arc::default(), accepted: Arc::default(), began: Instant::now(), end };
+    let first = NUMBERS.load(Ordering::Relaxed);
+    let tally = Tally { first, accepted: Arc::default(), began: Instant::now(), end };
     let mut tasks = JoinSet::new();
     match shape {
         Shape::Batches(batch, _) => {
@@ -144,7 +150,7 @@ async fn batches(channel: Channel, batch: usize, tally: Tally) -> anyhow::Result
     let mut client = TraceServiceClient::new(channel);
     while tally.goes_on() {
         let now = jiff::Timestamp::now();
-        let first = tally.next(batch);
+        let first = Tally::next(batch);
         let traces = (first..first + batch as u64).map(|n| traces::trace(n, now)).collect();
         let answer = client.ingest_batch(traces::request(IngestBatchRequest { traces })?).await?.into_inner();
         tally.count(answer.results.iter().filter(|result| result.outcome() == Outcome::Accepted).count());
@@ -155,7 +161,7 @@ async fn batches(channel: Channel, batch: usize, tally: Tally) -> anyhow::Result
 async fn singles(channel: Channel, tally: Tally) -> anyhow::Result<()> {
     let mut client = TraceServiceClient::new(channel);
     while tally.goes_on() {
-        let trace = traces::trace(tally.next(1), jiff::Timestamp::now());
+        let trace = traces::trace(Tally::next(1), jiff::Timestamp::now());
         let answer =
             client.ingest(traces::request(IngestRequest { trace: Some(trace) })?).await?.into_inner();
         tally.count(usize::from(answer.result.is_some_and(|result| result.outcome() == Outcome::Accepted)));
@@ -173,7 +179,7 @@ async fn http(address: SocketAddr, tally: Tally) -> anyhow::Result<()> {
             .header(header::HOST, "localhost")
             .header(header::AUTHORIZATION, format!("Bearer {PAK}"))
             .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(traces::json(tally.next(1)))))?;
+            .body(Full::new(Bytes::from(traces::json(Tally::next(1)))))?;
         sender.ready().await?;
         let answer = sender.send_request(request).await?;
         let status = answer.status();
