@@ -135,10 +135,10 @@ impl Store {
         PollLimits { bytes: limits.bytes.min(POLL_BYTES), ..limits }
     }
 
-    /// Whether a batch takes more. While another is under way an eighth of one is enough: the rest is gathered in a
+    /// Whether a batch takes more. While another is under way a sixteenth of one is enough: the rest is gathered in a
     /// moment, and would only lie in memory.
     fn takes_more(&self, batch: &Batch, waits: bool) -> bool {
-        !self.has_reached(batch, if waits { 8 } else { 1 })
+        !self.has_reached(batch, if waits { 16 } else { 1 })
     }
 
     /// How long the batch after the insert that began then and has just ended goes on gathering.
