@@ -74,10 +74,16 @@ local function open_layer(layers)
   return newest
 end
 
--- The first 4 bytes of a key choose the bucket, the last 12 are the field.
-local function hash_of(layer, key)
-  local a, b, c, d = string.byte(key, 1, 4)
-  return layer.prefix .. string.format('%d', math.floor((((a * 256 + b) * 256 + c) * 256 + d) / layer.divisor))
+-- The first 4 bytes of a key, which begins behind byte `at`, choose the bucket; the last 12 are the field.
+local byte, whole = string.byte, math.floor
+local function bucket_of(keys, at)
+  local a, b, c, d = byte(keys, at + 1, at + 4)
+  return ((a * 256 + b) * 256 + c) * 256 + d
+end
+
+-- The hash of a bucket in a layer.
+local function hash_of(layer, bucket)
+  return layer.prefix .. whole(bucket / layer.divisor)
 end
 
 -- Counts a mark that is new in a hash of the layer; a hash that is new itself will expire.
@@ -89,7 +95,7 @@ end
 
 -- Sets a mark in the open layer.
 local function put(layer, key, field, place)
-  local hash = hash_of(layer, key)
+  local hash = hash_of(layer, bucket_of(key, 0))
   if redis.call('HSET', hash, field, place) == 1 then added(layer, hash) end
 end
 

@@ -67,9 +67,9 @@ end
 -- The place that a mark has already; without one, it is set to `place` in the open layer. What the newest
 -- layer holds counts before what older ones hold. This runs for every mark: a call of Redis costs more than all
 -- else in it.
-local call, whole = redis.call, math.floor
+local call = redis.call
 local function first_place(layers, open, bucket, field, place)
-  local hash = open.prefix .. whole(bucket / open.divisor)
+  local hash = hash_of(open, bucket)
   local is_new = call('HSETNX', hash, field, place) == 1
   if not is_new then
     local found = call('HGET', hash, field)
@@ -78,7 +78,7 @@ local function first_place(layers, open, bucket, field, place)
   for l = 1, #layers do
     local layer = layers[l]
     if layer ~= open then
-      local found = call('HGET', layer.prefix .. whole(bucket / layer.divisor), field)
+      local found = call('HGET', hash_of(layer, bucket), field)
       if found and (found == place or counts(found)) then
         call('HDEL', hash, field)
         return found
@@ -119,7 +119,7 @@ local KEY_BYTES = 16
 local layers = live_layers()
 local answers = {}
 if #ARGV > 14 then
-  local seen, byte, sub = 0, string.byte, string.sub
+  local seen = 0
   local open = open_layer(layers)
   local numbers, first = log_numbers()
   if not numbers then return redis.error_reply(TOO_MANY_LOGS) end
@@ -136,10 +136,8 @@ if #ARGV > 14 then
     else
       local clean = true
       for at = 0, #keys - 1, KEY_BYTES do
-        local a, b, c, d = byte(keys, at + 1, at + 4)
-        local bucket = ((a * 256 + b) * 256 + c) * 256 + d
-        local place = of_record .. index_of(index)
-        local found = first_place(layers, open, bucket, sub(keys, at + 5, at + KEY_BYTES), place)
+        local field, place = string.sub(keys, at + 5, at + KEY_BYTES), of_record .. index_of(index)
+        local found = first_place(layers, open, bucket_of(keys, at), field, place)
         if found and plain(found) ~= place then
           clean = false
           answers[#answers + 1], answers[#answers + 2] = seen, found

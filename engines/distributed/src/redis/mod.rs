@@ -24,7 +24,7 @@ use std::{collections::HashMap, time::Duration};
 use async_trait::async_trait;
 use panopticon_core::{
     config::{Config, RedisConfig},
-    ids::{LogId, Place, SeenKey},
+    ids::{LogId, Place},
     seen::{Mark, Marked, Move, Progress, Rebuild, Restored, SeenError, SeenSet},
     time::{Clock as _, SharedClock, SystemClock},
 };
@@ -157,7 +157,7 @@ impl RedisSeen {
         }
         let mut value = Vec::with_capacity(32);
         if by_run {
-            let mut keys = Vec::with_capacity(marks.len().min(MAX_MARKS_PER_CALL) * size_of::<SeenKey>());
+            let mut keys = Vec::new();
             for run in marks.chunk_by(is_followed_by) {
                 let Place { log_id, partition, offset, index } = run[0].place;
                 value.clear();

@@ -14,7 +14,7 @@ if #ARGV > 14 then
     local field = string.sub(key, 5)
     local found = false
     for _, layer in ipairs(layers) do
-      found = redis.call('HGET', hash_of(layer, key), field)
+      found = redis.call('HGET', hash_of(layer, bucket_of(key, 0)), field)
       if found then break end
     end
     -- Set in the newest layer, it hides what older ones hold.
