@@ -42,6 +42,8 @@ use tokio_util::sync::CancellationToken;
 use tower::{ServiceExt as _, service_fn};
 use tracing::{debug, warn};
 
+use crate::requests::traced;
+
 /// The longest frame that clients may send, in bytes: a batch of some hundred traces in one, not in fives.
 const MAX_FRAME_BYTES: u32 = 256 << 10;
 /// The longest piece of an answer, in bytes: what the HTTP/2 library still copies.
@@ -50,13 +52,8 @@ const PIECE_BYTES: usize = 1_000;
 const CUT_BELOW_BYTES: usize = 32 << 10;
 
 /// Serves whoever connects until `shutdown`, then lets requests under way finish within `drain`.
-pub(crate) async fn serve(
-    mut listener: TcpListener,
-    router: Router,
-    shutdown: CancellationToken,
-    drain: Duration,
-) {
-    let builder = builder();
+pub async fn serve(mut listener: TcpListener, router: Router, shutdown: CancellationToken, drain: Duration) {
+    let (builder, router) = (builder(), traced(router));
     let open = GracefulShutdown::new();
     while let Some((stream, peer)) = shutdown.run_until_cancelled(Listener::accept(&mut listener)).await {
         if let Err(error) = stream.set_nodelay(true) {

@@ -1,4 +1,4 @@
-//! Serving HTTP, and the process's own condition: `/healthz`, `/readyz`, `/metrics`.
+//! Taking an address, and the process's own condition: `/healthz`, `/readyz`, `/metrics`.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -14,10 +14,9 @@ use axum::{
 };
 use panopticon_core::health::{Health, PartReport};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{Process, connections, requests::traced};
+use crate::Process;
 
 /// Where the condition is told unless the configuration says otherwise.
 const METRICS_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7421);
@@ -27,11 +26,6 @@ pub async fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListe
     TcpListener::bind(address).await.with_context(|| {
         format!("cannot listen on {address}: another process has it? choose another with `{setting}`")
     })
-}
-
-/// Serves `router` on `listener` until `shutdown`, then lets requests under way finish within `drain`.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken, drain: Duration) {
-    connections::serve(listener, traced(router), shutdown, drain).await;
 }
 
 /// `/healthz` and `/readyz` for `health`.

@@ -29,7 +29,8 @@ use tracing::{info, warn};
 
 use self::export::Export;
 pub use self::{
-    http::{bind, condition, serve},
+    connections::serve,
+    http::{bind, condition},
     ports::{NeedOfSeen, NeedOfStore, Needs, Ports, arrivals, check_connections, migrate},
     stages::run_stages,
 };
