@@ -43,8 +43,7 @@ pub struct Drained {
 impl Backlog {
     /// Fills the topic.
     pub async fn fill(bench: &Bench, partitions: i32) -> anyhow::Result<Self> {
-        let installation =
-            Installation::new(&bench.bin, &[("PANOPTICON_KAFKA__PARTITIONS", partitions.to_string())]);
+        let installation = Installation::with_partitions(&bench.bin, partitions.try_into()?);
         installation.start(&["control-room"]).await?.stop().await?;
         let gateway = installation.start(&["ingest-gateway"]).await?;
         let traces = load::send(gateway.address, LOAD, End::With(bench.traces)).await?.accepted;

@@ -25,7 +25,7 @@ const CREATED_AT_MICROS: i64 = 1_767_225_600_000_000;
 /// Measures a gateway with the control state of `apps` apps, beside one that has a single app.
 pub async fn measure(report: &mut Report, bench: &Bench, apps: u64) -> anyhow::Result<()> {
     let servers = Servers::from_environment()?;
-    let installation = Installation::new(&bench.bin, &[]);
+    let installation = Installation::new(&bench.bin);
     installation.start(&["control-room"]).await?.stop().await?;
     let (mut with_one, mut times, mut memory) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..bench.repeat {

@@ -26,8 +26,7 @@ const WARM_UP: Duration = Duration::from_secs(2);
 /// Measures batches, then single traces.
 pub async fn measure(report: &mut Report, bench: &Bench) -> anyhow::Result<()> {
     let servers = Servers::from_environment()?;
-    let settings = [("PANOPTICON_KAFKA__PARTITIONS", bench.partitions.to_string())];
-    let installation = Installation::new(&bench.bin, &settings);
+    let installation = Installation::with_partitions(&bench.bin, bench.partitions);
     // It makes the app; while the gateway is measured nobody else is there.
     installation.start(&["control-room"]).await?.stop().await?;
     let gateway = installation.start(&["ingest-gateway"]).await?;

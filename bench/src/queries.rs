@@ -31,7 +31,7 @@ type Question = fn(u64) -> String;
 /// Fills the product's tables with `rows` traces, then asks.
 pub async fn measure(report: &mut Report, bench: &Bench, rows: u64) -> anyhow::Result<()> {
     let servers = Servers::from_environment()?;
-    let installation = Installation::new(&bench.bin, &[]);
+    let installation = Installation::new(&bench.bin);
     let server = installation.start(&["control-room"]).await?;
     let room = Room::at(server.address)?;
     for app in 0..APPS {

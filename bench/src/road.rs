@@ -59,8 +59,8 @@ struct Road {
 impl Road {
     async fn start(bench: &Bench, partitions: u32, processes: u32) -> anyhow::Result<Self> {
         let servers = Servers::from_environment()?;
-        let settings = [("PANOPTICON_KAFKA__PARTITIONS", partitions.to_string())];
-        let system = System::distributed(&Installation::new(&bench.bin, &settings), processes).await?;
+        let installation = Installation::with_partitions(&bench.bin, partitions);
+        let system = System::distributed(&installation, processes).await?;
         let mut road = Self { servers, system, accepted: 0 };
         // Groups form, and code runs for the first time.
         for (batch, span) in WARM_UP {

@@ -49,7 +49,7 @@ impl System {
     pub async fn start(engine: Engine, bin: &Path) -> anyhow::Result<Self> {
         match engine {
             Engine::Embedded => Self::embedded(bin).await,
-            Engine::Distributed => Self::distributed(&Installation::new(bin, &[]), 1).await,
+            Engine::Distributed => Self::distributed(&Installation::new(bin), 1).await,
         }
     }
 
@@ -109,12 +109,19 @@ pub struct Installation {
 }
 
 impl Installation {
-    /// A new one, with settings beyond the defaults.
-    pub fn new(bin: &Path, settings: &[(&'static str, String)]) -> Self {
+    /// A new one with so many partitions in each topic that carries traces.
+    pub fn with_partitions(bin: &Path, partitions: u32) -> Self {
+        let mut installation = Self::new(bin);
+        installation.environment.push(("PANOPTICON_KAFKA__PARTITIONS", partitions.to_string()));
+        installation
+    }
+
+    /// A new one.
+    pub fn new(bin: &Path) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("bench{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let topic_prefix = format!("{name}.");
-        let mut environment = vec![
+        let environment = vec![
             ("PANOPTICON_ENGINE", "distributed".to_owned()),
             ("PANOPTICON_KAFKA__TOPIC_PREFIX", topic_prefix.clone()),
             ("PANOPTICON_KAFKA__ALLOW_UNREPLICATED", "true".to_owned()),
@@ -124,7 +131,6 @@ impl Installation {
             ("PANOPTICON_SECRETS__KEY", "YmVuY2hiZW5jaGJlbmNoYmVuY2hiZW5jaGJlbmNoISE=".to_owned()),
             ("PANOPTICON_WEBHOOKS__ALLOW_LOOPBACK", "true".to_owned()),
         ];
-        environment.extend_from_slice(settings);
         Self { topic_prefix, database: name, bin: bin.to_owned(), environment }
     }
 
